@@ -183,6 +183,6 @@ def test_gated_delta_rule_is_the_recurrence_with_its_own_names(with_decay):
 )
 def test_bad_input_is_named(change, message):
     q, k, w, log_decay, beta, state = inputs(dtype=torch.float32)
-    good = dict(q=q, k=k, w=w, log_decay=log_decay, beta=beta, initial_state=state)
+    good = {"q": q, "k": k, "w": w, "log_decay": log_decay, "beta": beta, "initial_state": state}
     with pytest.raises(InvalidArgument, match=message):
         delta_rule(**(good | change))

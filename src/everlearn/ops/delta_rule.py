@@ -2,8 +2,8 @@ r"""The delta rule: one recurrence for every matrix memory (nested-learning.md, 
 
     S_t = S_{t-1} (alpha_t I - beta_t k_t k_t^T) + w_t k_t^T          o_t = S_t q_t
 
-Legend: ``S`` state ``[V, K]``, ``q``/``k`` query and key ``[K]``, ``w`` write vector ``[V]``, ``alpha = exp(log_decay)``
-in [0, 1], ``beta`` the erase strength. Linear attention is ``beta = 0, alpha = 1``; RetNet a constant ``alpha``; DeltaNet
+Legend: ``S`` state ``[V, K]``, ``q``/``k`` query and key ``[K]``, ``w`` write vector ``[V]``, ``beta`` the erase strength,
+``alpha = exp(log_decay)`` in [0, 1]. Linear attention is ``beta = 0, alpha = 1``; RetNet a constant ``alpha``; DeltaNet
 ``alpha = 1, w = beta v``; Gated DeltaNet ``beta = alpha b, w = b v``; a DGD memory write ``beta = eta', w = -eta' g``.
 
 :func:`delta_rule` is the entry point; :func:`delta_rule_naive` is the reference, a loop of :func:`delta_rule_step`. The
@@ -49,8 +49,8 @@ def delta_rule(
         mode: ``"chunk"`` (fast, hand-written backward) or ``"naive"`` (the token loop).
 
     Returns:
-        ``o`` ``[..., T, V]`` in the dtype of ``w`` (``None`` without ``q``) and ``S_T`` ``[..., V, K]``. 16-bit inputs are
-        computed, and their state returned, in float32.
+        ``o`` ``[..., T, V]`` in the dtype of ``w`` (``None`` without ``q``) and ``S_T`` ``[..., V, K]``. 16-bit inputs
+        are computed, and their state returned, in float32.
 
     Raises:
         InvalidArgument: on shapes or dtypes that do not fit, an empty sequence, or a chunk size below 1.
@@ -144,8 +144,8 @@ def gated_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """Gated DeltaNet's ``S_t = alpha_t S_{t-1} (I - rate_t k k^T) + rate_t v k^T``; DeltaNet without ``log_decay``.
 
-    On a CUDA device where ``flash-linear-attention`` is installed its kernel serves (same recurrence, scale 1); everywhere
-    else :func:`delta_rule` does. Shapes as in :func:`delta_rule`, ``rate`` being ``[..., T]``.
+    On a CUDA device where ``flash-linear-attention`` is installed its kernel serves (same recurrence, scale 1);
+    everywhere else :func:`delta_rule` does. Shapes as in :func:`delta_rule`, ``rate`` being ``[..., T]``.
     """
     from everlearn.ops import delta_rule_fla
 

@@ -1,14 +1,14 @@
 r"""Chunk form of the delta rule: matrix products within a chunk, a short loop over chunks, backward written by hand.
 
-Inside a chunk of C tokens, with ``F[t, s] = prod_{s < j <= t} alpha_j`` (:func:`decay_ratios`, tokens counted from 1) and
+Inside a chunk of C tokens (counted from 1), with ``F[t, s] = prod_{s < j <= t} alpha_j`` (:func:`decay_ratios`) and
 ``u_t = w_t - beta_t S_{t-1} k_t``:
 
     (I + diag(beta) (D . K K^T)) U = W - diag(beta c_prev) K S_0^T         D = F[:-1, 1:],  c_prev = F[:-1, 0]
     O   = diag(c) Q S_0^T + (E . Q K^T) U                                  E = F[1:, 1:],   c = F[1:, 0]
     S_C = c_C S_0 + (diag(f) U)^T K                                        f = F[C, 1:],    c_C = F[C, 0]
 
-``D`` is strictly and ``E`` weakly lower triangular because ``F`` is. Decays are only ever summed and exponentiated, never
-divided or subtracted, so ``alpha -> 0`` (``log alpha = -inf``) is exact.
+``D`` is strictly and ``E`` weakly lower triangular because ``F`` is. Decays are only ever summed and exponentiated,
+never divided or subtracted, so ``alpha -> 0`` (``log alpha = -inf``) is exact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["advance", "chunked_delta_rule", "decay_ratios", "read", "solve_write
 
 
 def decay_ratios(log_decay: Tensor) -> Tensor:
-    """``F[t, s] = prod_{s < j <= t} alpha_j`` for ``t >= s``, else 0: ``[..., C]`` log decays to ``[..., C + 1, C + 1]``."""
+    """``F[t, s] = prod_{s < j <= t} alpha_j`` for ``t >= s``, else 0; ``[..., C]`` to ``[..., C + 1, C + 1]``."""
     steps = F_.pad(log_decay, (1, 0)).unsqueeze(-1)
     size = steps.shape[-2]
     index = torch.arange(size, device=log_decay.device)
@@ -33,7 +33,7 @@ def decay_ratios(log_decay: Tensor) -> Tensor:
 
 
 def solve_writes(gram: Tensor, beta: Tensor, ratios: Tensor, rhs: Tensor) -> Tensor:
-    """Solve ``(I + diag(beta) (D . K K^T)) U = rhs`` for ``U``; ``gram`` is ``K K^T`` ``[..., C, C]``, rhs ``[..., C, V]``."""
+    """Solve ``(I + diag(beta) (D . K K^T)) U = rhs``, ``gram = K K^T`` being ``[..., C, C]`` and ``rhs`` ``[..., C, V]``."""
     system = beta.unsqueeze(-1) * (ratios[..., :-1, 1:] * gram)
     return torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
 
@@ -59,7 +59,7 @@ def chunked_delta_rule(
     *,
     chunk_size: int,
 ) -> tuple[Tensor | None, Tensor]:
-    """Chunk form on checked inputs of one dtype (arguments and returns of :func:`everlearn.ops.delta_rule.delta_rule`)."""
+    """Chunk form on checked inputs of one dtype; arguments and returns of :func:`everlearn.ops.delta_rule.delta_rule`."""
     lead, (length, k_dim), v_dim = k.shape[:-2], k.shape[-2:], w.shape[-1]
     chunks = -(-length // chunk_size)
     missing = chunks * chunk_size - length
@@ -74,7 +74,8 @@ def chunked_delta_rule(
         log_decay = k.new_zeros(*lead, length)
     if state is None:
         state = k.new_zeros(*lead, v_dim, k_dim)
-    out, last = _DeltaRule.apply(
+    out: Tensor | None
+    out, last = _DeltaRule.apply(  # type: ignore[assignment]
         None if q is None else vectors(q),
         vectors(k),
         vectors(w),
@@ -90,7 +91,7 @@ def chunked_delta_rule(
 def _forward(
     q: Tensor | None, k: Tensor, w: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Outputs, last state and the state ``[N, n, V, K]`` at the start of each of the ``n`` chunks, all differentiable."""
+    """Outputs, last state and the states ``[N, n, V, K]`` at the starts of the ``n`` chunks, all differentiable."""
     ratios = decay_ratios(log_decay)
     free = w  # what each token writes beyond what it erases of the chunk's start
     erase = None  # rows that meet the chunk's start: U = free - erase S_0^T
@@ -122,14 +123,16 @@ class _DeltaRule(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, start = ctx.saved_tensors
-        with torch.autocast(inputs[1].device.type, enabled=False):
+        q, k, w, log_decay, beta, state, start = ctx.saved_tensors
+        with torch.autocast(k.device.type, enabled=False):
             if torch.is_grad_enabled():  # create_graph: second derivatives go through the plain form
-                return _plain_backward(inputs, ctx.needs_input_grad, grads)
-            return _chunk_backward(*inputs[:5], start, *grads)
+                return _plain_backward((q, k, w, log_decay, beta, state), ctx.needs_input_grad, grads)
+            return _chunk_backward(q, k, w, log_decay, beta, start, grads[0], grads[1])
 
 
-def _plain_backward(inputs: list[Any], needed: tuple[bool, ...], grads: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+def _plain_backward(
+    inputs: tuple[Any, ...], needed: tuple[bool, ...], grads: tuple[Any, ...]
+) -> tuple[Tensor | None, ...]:
     outs = [(o, g) for o, g in zip(_forward(*inputs)[:2], grads) if o is not None and g is not None]
     wanted = [x for x, need in zip(inputs, needed) if need]
     found = iter(
@@ -204,7 +207,7 @@ def _backward_over_chunks(
     d_start: Tensor,
     d_last: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by the right-hand sides ``[N, n, C, V]``, by every chunk's end state ``[N, n, V, K]``, and by ``S_0``."""
+    """Gradients by right-hand sides ``[N, n, C, V]``, by every chunk's end state ``[N, n, V, K]``, and by ``S_0``."""
     weighted = ratios[..., -1, 1:].unsqueeze(-1) * k
     decayed = None
     if beta is not None:

@@ -1,7 +1,7 @@
 """Exact mappings onto the CUDA kernels of the optional package ``flash-linear-attention``.
 
-Only rules whose recurrence is the same term for term are mapped: the (gated) delta rule. A write with a free vector ``w`` would
-need ``v = w / rate``, which is not exact for small rates, so :func:`everlearn.ops.delta_rule.delta_rule` never comes here.
+Only rules whose recurrence is the same term for term are mapped: the (gated) delta rule. A write with a free vector ``w``
+would need ``v = w / rate``, not exact for small rates, so :func:`everlearn.ops.delta_rule.delta_rule` never comes here.
 Their layout is ``[batch, time, heads, dim]`` with states ``[batch, heads, K, V]``.
 """
 
@@ -43,10 +43,9 @@ def gated_delta_rule(
     Returns:
         Outputs ``[B, H, T, V]`` and the final state ``[B, H, V, K]``.
     """
-    if kernel is None:
-        kernel = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+    run = kernel or importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
     decay = torch.zeros_like(rate) if log_decay is None else log_decay
-    out, state = kernel(
+    out, state = run(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
