@@ -58,6 +58,22 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(lambda *a: delta_rule(*a, chunk_size=2), args)
 
 
+def test_works_under_function_transforms():
+    """A gradient inside a gradient by `torch.func`, mapped over a batch, as learning in context does it."""
+    q, k, w, log_decay, beta, state = inputs("full", lead=(3, 2), length=5)
+
+    def inner(w, q, k, log_decay, beta, state, run):
+        step = torch.func.grad(lambda w: run(q, k, w, log_decay, beta, state)[0].sin().sum())(w)
+        return run(q, k, w - 0.1 * step, log_decay, beta, state)[1].cos().sum()
+
+    rest = (q, k, log_decay, beta, state)
+    found = []
+    for run in (lambda *a: delta_rule(*a, chunk_size=2), delta_rule_naive):
+        outer = torch.func.grad(lambda w, *a, run=run: inner(w, *a, run))
+        found.append(torch.vmap(outer)(w, *rest))
+    torch.testing.assert_close(*found)
+
+
 def test_only_one_output_used():
     args = [x.requires_grad_() for x in inputs()]
     for which in (0, 1):

@@ -2,7 +2,7 @@ r"""The delta rule: one recurrence for every matrix memory (nested-learning.md, 
 
     S_t = S_{t-1} (alpha_t I - beta_t k_t k_t^T) + w_t k_t^T          o_t = S_t q_t
 
-Legend: ``S`` state ``[V, K]``, ``q``/``k`` query and key ``[K]``, ``w`` write vector ``[V]``, ``beta`` the erase strength,
+Legend: ``S`` state ``[V, K]``, ``q``, ``k`` query and key ``[K]``, ``w`` write vector ``[V]``, ``beta`` erase strength,
 ``alpha = exp(log_decay)`` in [0, 1]. Linear attention is ``beta = 0, alpha = 1``; RetNet a constant ``alpha``; DeltaNet
 ``alpha = 1, w = beta v``; Gated DeltaNet ``beta = alpha b, w = b v``; a DGD memory write ``beta = eta', w = -eta' g``.
 

@@ -33,7 +33,7 @@ def decay_ratios(log_decay: Tensor) -> Tensor:
 
 
 def solve_writes(gram: Tensor, beta: Tensor, ratios: Tensor, rhs: Tensor) -> Tensor:
-    """Solve ``(I + diag(beta) (D . K K^T)) U = rhs``, ``gram = K K^T`` being ``[..., C, C]`` and ``rhs`` ``[..., C, V]``."""
+    """Solve ``(I + diag(beta) (D . K K^T)) U = rhs``, ``gram`` is ``K K^T [..., C, C]``, ``rhs`` ``[..., C, V]``."""
     system = beta.unsqueeze(-1) * (ratios[..., :-1, 1:] * gram)
     return torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
 
@@ -59,7 +59,7 @@ def chunked_delta_rule(
     *,
     chunk_size: int,
 ) -> tuple[Tensor | None, Tensor]:
-    """Chunk form on checked inputs of one dtype; arguments and returns of :func:`everlearn.ops.delta_rule.delta_rule`."""
+    """Chunk form on checked inputs of one dtype; arguments and returns of ``delta_rule``."""
     lead, (length, k_dim), v_dim = k.shape[:-2], k.shape[-2:], w.shape[-1]
     chunks = -(-length // chunk_size)
     missing = chunks * chunk_size - length
@@ -75,7 +75,7 @@ def chunked_delta_rule(
     if state is None:
         state = k.new_zeros(*lead, v_dim, k_dim)
     out: Tensor | None
-    out, last = _DeltaRule.apply(  # type: ignore[assignment]
+    out, last, _ = _DeltaRule.apply(  # type: ignore[assignment]
         None if q is None else vectors(q),
         vectors(k),
         vectors(w),
@@ -111,34 +111,31 @@ def _forward(
 
 
 class _DeltaRule(torch.autograd.Function):
-    """Keeps its inputs and the state at chunk starts; everything inside a chunk is computed again in the backward."""
+    """Keeps its inputs and the state at chunk starts; everything inside a chunk is computed again in the backward.
+
+    The backward is made of differentiable operations, so second derivatives, ``torch.func.grad`` and ``vmap`` work.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor | None, k: Tensor, w: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        out, last, start = _forward(q, k, w, log_decay, beta, state)
-        ctx.save_for_backward(q, k, w, log_decay, beta, state, start)
-        return out, last
+        q: Tensor | None, k: Tensor, w: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        return _forward(q, k, w, log_decay, beta, state)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(*inputs, output[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, w, log_decay, beta, state, start = ctx.saved_tensors
         with torch.autocast(k.device.type, enabled=False):
-            if torch.is_grad_enabled():  # create_graph: second derivatives go through the plain form
-                return _plain_backward((q, k, w, log_decay, beta, state), ctx.needs_input_grad, grads)
+            if torch.is_grad_enabled():  # to be differentiated again: the starts depend on the inputs
+                start = _forward(None, k, w, log_decay, beta, state)[2]
             return _chunk_backward(q, k, w, log_decay, beta, start, grads[0], grads[1])
-
-
-def _plain_backward(
-    inputs: tuple[Any, ...], needed: tuple[bool, ...], grads: tuple[Any, ...]
-) -> tuple[Tensor | None, ...]:
-    outs = [(o, g) for o, g in zip(_forward(*inputs)[:2], grads) if o is not None and g is not None]
-    wanted = [x for x, need in zip(inputs, needed) if need]
-    found = iter(
-        torch.autograd.grad([o for o, _ in outs], wanted, [g for _, g in outs], create_graph=True, allow_unused=True)
-    )
-    return tuple(next(found) if need else None for need in needed)
 
 
 def _chunk_backward(
@@ -153,7 +150,6 @@ def _chunk_backward(
 ) -> tuple[Tensor | None, ...]:
     """Reverse of :func:`_forward`; ``d_x`` is the gradient of the loss by ``x``, shapes as there."""
     ratios = decay_ratios(log_decay)
-    d_ratios = torch.zeros_like(ratios)
     gram = k @ k.mT
     k_start = k @ start.mT  # K S_0^T [N, n, C, V]
     keep_prev, keep, to_end = ratios[..., :-1, 0], ratios[..., 1:, 0], ratios[..., -1, 1:]
@@ -162,9 +158,8 @@ def _chunk_backward(
         u = solve_writes(gram, beta, ratios, w - (beta * keep_prev).unsqueeze(-1) * k_start)
 
     d_q = None
-    d_k = torch.zeros_like(k)
-    d_u = torch.zeros_like(w)  # from the reads only, for now
-    d_start = torch.zeros_like(start)  # from the reads only, for now
+    d_ratios, d_k = torch.zeros_like(ratios), torch.zeros_like(k)
+    d_u, d_start = torch.zeros_like(w), torch.zeros_like(start)  # from the reads only, for now
     if q is not None and d_out is not None:
         attention = ratios[..., 1:, 1:]
         scores = q @ k.mT
@@ -175,14 +170,14 @@ def _chunk_backward(
         d_k = d_scores.mT @ q
         d_u = (attention * scores).mT @ d_out
         d_start = (keep.unsqueeze(-1) * d_out).mT @ q
-        d_ratios[..., 1:, 1:] = scores * d_weights
-        d_ratios[..., 1:, 0] = (q * from_start).sum(-1)
+        d_rows = torch.cat(((q * from_start).sum(-1, keepdim=True), scores * d_weights), dim=-1)
+        d_ratios = F_.pad(d_rows, (0, 0, 1, 0))
 
     d_rhs, d_ends, d_state = _backward_over_chunks(k, gram, beta, ratios, d_u, d_start, d_last)
     # S_C = c_C S_0 + (diag(f) U)^T K
     k_ends = k @ d_ends.mT
-    d_ratios[..., -1, 0] += (d_ends * start).sum((-1, -2))
-    d_ratios[..., -1, 1:] += (u * k_ends).sum(-1)
+    d_rows = torch.cat(((d_ends * start).sum((-1, -2)).unsqueeze(-1), (u * k_ends).sum(-1)), dim=-1)
+    d_ratios = d_ratios + F_.pad(d_rows.unsqueeze(-2), (0, 0, k.shape[-2], 0))
     d_k = d_k + (to_end.unsqueeze(-1) * u) @ d_ends
     d_beta = None
     if beta is not None:
@@ -191,8 +186,8 @@ def _chunk_backward(
         decayed = ratios[..., :-1, 1:]
         d_erased = -(d_rhs * k_start).sum(-1)
         d_beta = (d_system * decayed * gram).sum(-1) + keep_prev * d_erased
-        d_ratios[..., :-1, 1:] += beta.unsqueeze(-1) * d_system * gram
-        d_ratios[..., :-1, 0] += beta * d_erased
+        d_rows = torch.cat(((beta * d_erased).unsqueeze(-1), beta.unsqueeze(-1) * d_system * gram), dim=-1)
+        d_ratios = d_ratios + F_.pad(d_rows, (0, 0, 0, 1))
         d_gram = beta.unsqueeze(-1) * d_system * decayed
         d_k = d_k + (d_gram + d_gram.mT) @ k - (beta * keep_prev).unsqueeze(-1) * (d_rhs @ start)
     return d_q, d_k, d_rhs, _log_decay_gradient(ratios * d_ratios), d_beta, d_state

@@ -1,7 +1,7 @@
 """Exact mappings onto the CUDA kernels of the optional package ``flash-linear-attention``.
 
-Only rules whose recurrence is the same term for term are mapped: the (gated) delta rule. A write with a free vector ``w``
-would need ``v = w / rate``, not exact for small rates, so :func:`everlearn.ops.delta_rule.delta_rule` never comes here.
+Only a rule whose recurrence is the same term for term is mapped: the (gated) delta rule. A write with a free vector
+``w`` would need ``v = w / rate``, not exact for small rates, so ``delta_rule`` itself never comes here.
 Their layout is ``[batch, time, heads, dim]`` with states ``[batch, heads, K, V]``.
 """
 
