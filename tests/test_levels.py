@@ -47,7 +47,8 @@ def test_pieces_end_at_every_boundary_and_chunk(before, count, chunk_size):
     for size in clock.pieces(count, chunk_size):
         at += size
         ends.append(at)
-    naive = [n for n in range(before + 1, before + count + 1) if n % 4 == 0 or n % 6 == 0 or n % (chunk_size or 99) == 0]
+    periods = (4, 6, chunk_size or 99)
+    naive = [n for n in range(before + 1, before + count + 1) if any(n % period == 0 for period in periods)]
     assert ends == sorted({*naive, *([before + count] if count else [])})
 
 
@@ -74,7 +75,8 @@ def test_state_resumes_and_refuses_other_levels():
 def test_default_optimizer_and_any_other():
     weight = torch.nn.Parameter(torch.zeros(2))
     assert isinstance(FAST.optimizer([weight]), torch.optim.AdamW)
-    assert isinstance(Level("x", 1, optimizer=lambda p: torch.optim.SGD(p, lr=1.0)).optimizer([weight]), torch.optim.SGD)
+    own = Level("x", 1, optimizer=lambda params: torch.optim.SGD(params, lr=1.0))
+    assert isinstance(own.optimizer([weight]), torch.optim.SGD)
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "4"])

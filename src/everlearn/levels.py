@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from everlearn.errors import InvalidArgument
@@ -100,7 +101,8 @@ class Clock:
     def boundaries(self, count: int) -> list[Boundary]:
         """Return the boundaries met within the next ``count`` tokens, without counting them."""
         end = self.tokens + _count("count", count)
-        ends = {n for v in self.levels if v.every for n in range((self.tokens // v.every + 1) * v.every, end + 1, v.every)}
+        periods = {level.every for level in self.levels if level.every}
+        ends = {n for every in periods for n in range((self.tokens // every + 1) * every, end + 1, every)}
         return [Boundary(n - self.tokens, self._due(n)) for n in sorted(ends)]
 
     def advance(self, count: int) -> list[Boundary]:
@@ -119,7 +121,7 @@ class Clock:
             first = chunk_size - self.tokens % _count("chunk_size", chunk_size, least=1)
             cuts |= set(range(first, count, chunk_size))
         edges = [0, *sorted(cuts - {0})]
-        return [end - start for start, end in zip(edges, edges[1:])]
+        return [end - start for start, end in pairwise(edges)]
 
     def resets(self, due: Iterable[Level]) -> tuple[Level, ...]:
         """Return the levels that nested wiring resets when ``due`` are due: those whose parent's period has ended."""

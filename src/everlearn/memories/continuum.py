@@ -187,7 +187,7 @@ def learn_in_context(
     state: FastWeights | None = None,
     ignore_index: int = -100,
 ) -> tuple[Tensor, FastWeights]:
-    """Run a sequence while its levels learn from it: level l moves every C_l tokens by those tokens' mean loss gradient.
+    """Run a sequence while its levels learn from it: every C_l tokens, level l moves by their mean loss gradient.
 
     The tokens are cut at every boundary of the clock. In each piece the loss is taken at the weights the piece was
     computed with (``model`` state is a constant of this inner gradient), so no logit depends on its own target. All is

