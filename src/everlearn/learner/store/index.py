@@ -159,9 +159,10 @@ class Index:
         """Make the tables of an empty index; does nothing to one that has them."""
         self.path.touch(0o600)
         with self.write() as connection:
+            if connection.exec_driver_sql("PRAGMA application_id").scalar() == APPLICATION_ID:
+                return
             schema.create_all(connection)
-            if connection.scalar(select(now.c.head)) is None:
-                connection.execute(insert(now).values(head=0, scrub=0))
+            connection.execute(insert(now).values(head=0, scrub=0))
             connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
             connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
 
