@@ -56,7 +56,7 @@ class DGD(MatrixOptimizer):
     def __init__(
         self,
         module: nn.Module,
-        lr: float = 0.01,
+        lr: float = 0.1,
         *,
         reduction: str = "mean",
         weight_decay: float = 0.0,

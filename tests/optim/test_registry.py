@@ -1,0 +1,67 @@
+"""Optimisers by name, and a real Trainer run with each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from everlearn.errors import InvalidArgument
+from everlearn.optim import DGD, M3, OPTIMIZERS, by_name, create
+
+
+def tiny_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    )
+
+
+def data() -> list[dict[str, torch.Tensor]]:
+    rows = torch.arange(12).reshape(-1, 1).add(torch.arange(8)) % 16
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def trainer(model: LlamaForCausalLM, folder, name: str, **options) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        max_steps=6,
+        save_steps=3,
+        logging_steps=3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    return Trainer(model, arguments, train_dataset=data(), optimizer_cls_and_kwargs=by_name(name, **options))
+
+
+def test_create_builds_every_name_over_the_groups_of_the_model():
+    model = tiny_model()
+    for name, kind in OPTIMIZERS.items():
+        optimizer = create(name, model, lr=0.01)
+        assert isinstance(optimizer, kind)
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InvalidArgument, match="expected one of"):
+        by_name("m4")
+    with pytest.raises(InvalidArgument, match="expected one of"):
+        create("m4", tiny_model())
+
+
+@pytest.mark.parametrize("name", ["m3", "dgd"])
+def test_trainer_runs_and_resumes_bit_for_bit(name, tmp_path):
+    options = {"lr": 0.01}
+    whole = trainer(tiny_model(), tmp_path / "whole", name, **options)
+    whole.train()
+    assert isinstance(whole.optimizer.optimizer, {"m3": M3, "dgd": DGD}[name])
+    assert [group["rule"] for group in whole.optimizer.param_groups][:2] == ["matrix", "adamw"]
+    assert whole.state.log_history[0]["loss"] > whole.state.log_history[1]["loss"]
+
+    resumed = trainer(tiny_model(), tmp_path / "resumed", name, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters()):
+        assert torch.equal(a, b)
