@@ -19,7 +19,7 @@ VARIANTS = {
     "dmgd": [{"hidden_size": 2}],
     "muon": [{"nesterov": False, "weight_decay": 0.1}],
     "m3": [{"form": "printed", "scale": "absolute", "frequency": 3, "lr": 1e-3}, {"frequency": 2, "alpha": 1.0}],
-    "dgd": [{"weight_decay": 0.1}],
+    "dgd": [{"weight_decay": 0.01}],
     "multi_frequency": [{"tokens_per_step": 4, "reduction": "mean"}],
 }
 CASES = [(name, {}) for name in OURS] + [(name, options) for name in OURS for options in VARIANTS[name]]
