@@ -190,10 +190,11 @@ def learn_in_context(
     """Run a sequence while its levels learn from it: every C_l tokens, level l moves by their mean loss gradient.
 
     The tokens are cut at every boundary of the clock. In each piece the loss is taken at the weights the piece was
-    computed with (``model`` state is a constant of this inner gradient), so no logit depends on its own target. All is
-    differentiable: an outer loss on the logits reaches ``starts``, ``model`` and the rates through every update. Under
-    ``torch.no_grad()`` nothing of that is kept. ``nested`` wiring sends a level back to its start when its parent's
-    period ends. A batch shares one set of fast weights; for one set a sequence use ``torch.vmap`` over this function.
+    computed with, so no logit depends on its own target; this inner gradient is the partial one, in which the model's
+    state and the other levels' earlier updates are constants, as they are in a stream. The whole is differentiable: an
+    outer loss on the logits reaches ``starts``, ``model`` and the rates through every update. Under ``torch.no_grad()``
+    nothing of that is kept. ``nested`` wiring sends a level back to its start when its parent's period ends. A batch
+    shares one set of fast weights; for one set a sequence use ``torch.vmap`` over this function.
 
     Args:
         model: (level parameters, inputs of a piece, state) -> (logits [..., piece, vocab], state).

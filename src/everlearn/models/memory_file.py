@@ -28,8 +28,8 @@ _RUNS, _RUN = 16, 64  # few runs touch few pages of a memory-mapped checkpoint
 def fingerprint(model: nn.Module) -> str:
     """Return 32 hexadecimal digits that tell a base model from any other; a stacked model gives its base's.
 
-    SHA-256 over the class's name and each parameter's name, shape and 16 evenly spaced runs of 64 values (all of a small
-    one), taken as float32: one checkpoint loaded in a precision that holds it exactly is still the same model.
+    SHA-256 over the class's name and each parameter's name, shape and 16 evenly spaced runs of 64 values (all of a
+    small one) as float32: one checkpoint loaded in any precision that holds it exactly is still the same model.
     """
     if is_stacked(model):
         model = stack_of(model).base
@@ -193,6 +193,6 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor) -> bytes:
     """Return the tensor's values as bytes, whatever its dtype and device."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

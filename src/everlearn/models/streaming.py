@@ -140,9 +140,8 @@ class Stream:
                 total += next(grads)
             self._counts[name] += targets.numel()
         self._loss, self._scored = self._loss + loss.item(), self._scored + targets.numel()
-        for layer in cache.layers:
-            if layer.keys is not None and layer.values is not None:
-                layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+        for own in map(vars, cache.layers):  # a layer that shares another's keys, or is recurrent, holds other things
+            own.update({key: value.detach() for key, value in own.items() if isinstance(value, Tensor)})
 
     def _tick(self, count: int) -> list[StreamStep]:
         steps = []
@@ -192,10 +191,8 @@ def _check_context(model: PreTrainedModel, context: int | None, chunk_size: int)
 
 
 def _cache_state(cache: DynamicCache | None) -> list[dict[str, Any]] | None:
-    if cache is None:
-        return None
-    kept = ("keys", "values", "cumulative_length")
-    return [{key: vars(layer)[key] for key in kept if key in vars(layer)} for layer in cache.layers]
+    """Return what each layer of the cache holds, as tensors and plain values."""
+    return None if cache is None else [dict(vars(layer)) for layer in cache.layers]
 
 
 def _load_cache(model: PreTrainedModel, state: list[dict[str, Any]] | None) -> DynamicCache | None:
@@ -203,7 +200,5 @@ def _load_cache(model: PreTrainedModel, state: list[dict[str, Any]] | None) -> D
         return None
     cache = DynamicCache(config=model.config)
     for layer, own in zip(cache.layers, state, strict=True):
-        if own["keys"] is not None:
-            layer.lazy_initialization(own["keys"], own["values"])
-            vars(layer).update(own)
+        vars(layer).update(own)
     return cache
