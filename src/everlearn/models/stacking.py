@@ -189,8 +189,20 @@ def _share(model: Model) -> Model:
     for parameter in model.parameters():
         plain = type(parameter) is nn.Parameter
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
-    memo[id(memo)] = [*model.buffers(), *model.parameters()]  # keeps the keyed objects alive while copying
-    return copy.deepcopy(model, memo)
+    shared = copy.deepcopy(model, memo)
+    head, own = model.get_output_embeddings(), shared.get_output_embeddings()
+    if isinstance(head, nn.Module) and isinstance(own, nn.Module) and any(p.requires_grad for p in head.parameters()):
+        own.register_forward_pre_hook(_contiguous)
+    return shared
+
+
+def _contiguous(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Lay out the head's input as torch itself does for a trainable weight.
+
+    For a frozen weight and a strided input, such as the last positions that ``generate`` slices out, torch chooses
+    another matrix product, which rounds differently; the logits would then differ from the base's in the last bit.
+    """
+    return tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)
 
 
 def _chain_memories(
