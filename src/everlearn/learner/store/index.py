@@ -183,6 +183,12 @@ class Index:
                 if found != "ok":
                     raise self._corrupt(str(found))
 
+    def settle(self) -> None:
+        """Let SQLite remove a journal that a killed process left before it mattered: any write makes it."""
+        if self.path.with_name(self.path.name + "-journal").exists():
+            with self.write() as connection:
+                connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
+
     def vacuum(self) -> None:
         """Rewrite the file from its live rows, so that no deleted byte is left in it."""
         with self._errors(), contextlib.closing(self.connect()) as connection:

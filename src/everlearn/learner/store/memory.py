@@ -350,6 +350,7 @@ class MemoryStore:
     def _tidy(self) -> None:
         """Bring the files in line with the index: remove what it no longer names, scrub what was forgotten."""
         self._sweep()
+        self._index.settle()
         with self._reading() as db:
             if not db.scalar(select(now.c.scrub)):
                 return
