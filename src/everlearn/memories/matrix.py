@@ -1,0 +1,128 @@
+r"""A matrix as an associative memory, ``M(x) = W x``, and the write and read that every matrix in a memory is made of.
+
+Tokens run along the last axis here: vectors of a chunk are ``[..., d, C]``. Legend: ``N`` batch rows times heads, ``n``
+memories stacked, ``d`` size of keys and values, ``C`` tokens of the chunk, ``ratios`` the table of ``decay_ratios``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from everlearn.errors import InvalidArgument
+from everlearn.ops.delta_rule_chunk import advance, read, solve_writes
+
+__all__ = ["Chunk", "MatrixMemory", "Params", "WriteRule", "read_matrix", "write_matrix"]
+
+Params = tuple[Tensor, ...]
+
+RULES = ("dgd", "gd")
+OBJECTIVES = ("l2", "dot")
+
+
+@dataclass(frozen=True)
+class WriteRule:
+    """How a memory is written.
+
+    Args:
+        rule: ``"dgd"``, delta gradient descent (Eq. 56-57): the write erases what the key held, at the step
+            ``eta / (1 + eta |x|^2)``; ``"gd"``, plain gradient descent at the step ``eta``.
+        objective: ``"l2"``, ``1/2 |M(k) - target|^2``; ``"dot"``, ``-<M(k), target>``.
+        self_targets: the target is ``M(v)`` of the memory itself (Eq. 84); otherwise ``v``.
+    """
+
+    rule: str = "dgd"
+    objective: str = "l2"
+    self_targets: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise InvalidArgument(f"rule: got {self.rule!r}, expected one of {RULES}")
+        if self.objective not in OBJECTIVES:
+            raise InvalidArgument(f"objective: got {self.objective!r}, expected one of {OBJECTIVES}")
+
+
+class Chunk(NamedTuple):
+    """What a chunk writes with: keys, values ``[N, d, C]``, rate ``eta`` ``[N, C]``, ratios ``[N, C + 1, C + 1]``."""
+
+    k: Tensor
+    v: Tensor
+    rate: Tensor
+    ratios: Tensor
+
+
+def write_matrix(
+    now: Tensor, key: Tensor, grad: Tensor, held: Tensor, rate: Tensor, ratios: Tensor, rule: WriteRule
+) -> tuple[Tensor, Tensor]:
+    """Write a chunk of output-gradients into a matrix: ``W_t = W_{t-1} (alpha_t I - beta_t x x^T) - step_t g x^T``.
+
+    Args:
+        now: the matrix ``[..., out, in]`` before the chunk.
+        key: its inputs ``x`` ``[..., in, C]``.
+        grad: the gradients ``g`` by its outputs ``[..., out, C]``.
+        held: ``now @ key`` ``[..., out, C]``.
+        rate: ``eta`` ``[..., C]``.
+        ratios: decay ratios ``[..., C + 1, C + 1]``.
+        rule: ``dgd``: ``beta = step = eta / (1 + eta |x|^2)``; ``gd``: ``beta = 0``, ``step = eta``.
+
+    Returns:
+        what each token writes, ``U`` ``[..., out, C]``, and the matrix after the chunk.
+    """
+    if rule.rule == "gd":
+        u = -rate.unsqueeze(-2) * grad
+    else:
+        beta = rate / (1 + rate * (key * key).sum(-2))
+        rhs = -beta.unsqueeze(-2) * (grad + ratios[..., :-1, 0].unsqueeze(-2) * held)
+        u = solve_writes(key.mT @ key, beta, ratios, rhs.mT).mT
+    return u, advance(now, key.mT, u.mT, ratios)
+
+
+def read_matrix(now: Tensor, query: Tensor, key: Tensor, u: Tensor, ratios: Tensor, extra: Tensor | None) -> Tensor:
+    """Each token's read ``W_t x`` ``[..., out, C]`` in a chunk writing ``u``; ``extra`` is added to every ``W_t``."""
+    out = read(query.mT, key.mT, u.mT, ratios, (now @ query).mT).mT
+    return out if extra is None else out + extra @ query
+
+
+@dataclass(frozen=True)
+class MatrixMemory:
+    """``M(x) = W x``; its one parameter is ``W`` ``[..., d, d]``."""
+
+    def shapes(self, size: int, width: int) -> tuple[tuple[int, int], ...]:
+        """The shapes of the parameters of one memory (``width`` is not used)."""
+        return ((size, size),)
+
+    def start(self, count: int, heads: int, size: int, width: int) -> Params:
+        """Starts ``[heads, count, d, d]``: the identity for projections, zero for the last memory, which is read."""
+        weight = torch.eye(size).repeat(heads, count, 1, 1)
+        weight[:, -1] = 0
+        return (weight,)
+
+    def apply(self, params: Params, x: Tensor) -> Tensor:
+        """``M(x)`` for every memory's own input ``[..., n, d, C]``."""
+        return params[0] @ x
+
+    def write(self, start: Params, now: Params | None, chunk: Chunk, rule: WriteRule) -> tuple[Params, Params, Params]:
+        """Write a chunk with gradients taken at ``start`` into ``now`` (``None``: the same as ``start``).
+
+        Returns the parameters after the chunk, and the keys and writes ``(x, U)`` that :meth:`read` needs.
+        """
+        (weight,) = start
+        k, v = chunk.k, chunk.v
+        stacked = weight.flatten(-3, -2)
+        held = stacked @ k
+        target = v.repeat(1, weight.shape[-3], 1) if not rule.self_targets else stacked @ v
+        grad = -target if rule.objective == "dot" else held - target
+        before = stacked if now is None else now[0].flatten(-3, -2)
+        held_now = held if now is None else before @ k
+        u, after = write_matrix(before, k, grad, held_now, chunk.rate, chunk.ratios, rule)
+        return (after.unflatten(-2, weight.shape[-3:-1]),), (k,), (u.unflatten(-2, weight.shape[-3:-1]),)
+
+    def read(
+        self, now: Params, q: Tensor, keys: Params, writes: Params, ratios: Tensor, extra: Params | None
+    ) -> Tensor:
+        """Read the last memory with ``q`` ``[N, d, C]`` after every token of the chunk; see :func:`read_matrix`."""
+        kick = None if extra is None else extra[0][:, -1]
+        return read_matrix(now[0][:, -1], q, keys[0], writes[0][:, -1], ratios, kick)

@@ -1,0 +1,101 @@
+r"""A residual two-layer network as an associative memory, ``M(x) = x + W1 s(W2 x)`` (Eq. 89); names as in ``matrix``.
+
+Both matrices are written with the recurrence of section 2, each with its own input and the gradient by its own output,
+taken at the start of the chunk (``e`` the gradient by the memory's output, ``h = s(W2 k)``):
+
+    W2: input k, gradient g2 = (W1^T e) . s'(W2 k)           W1: input h, gradient g1 = e
+
+All memories share ``k``, so their ``W2`` are one stacked matrix with one triangular system.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from everlearn.errors import InvalidArgument
+from everlearn.memories.matrix import Chunk, Params, WriteRule, read_matrix, write_matrix
+
+__all__ = ["ACTIVATIONS", "MlpMemory"]
+
+
+def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
+    gate = torch.sigmoid(x)
+    value = x * gate
+    return value, gate + value * (1 - gate)
+
+
+def _tanh(x: Tensor) -> tuple[Tensor, Tensor]:
+    value = torch.tanh(x)
+    return value, 1 - value * value
+
+
+def _relu(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.relu(x), (x > 0).to(x.dtype)
+
+
+# name -> x to (s(x), s'(x))
+ACTIVATIONS = {"silu": _silu, "tanh": _tanh, "relu": _relu}
+
+
+@dataclass(frozen=True)
+class MlpMemory:
+    """``M(x) = x + W1 s(W2 x)``; parameters ``W2`` ``[..., r, d]`` and ``W1`` ``[..., d, r]``."""
+
+    activation: str = "silu"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise InvalidArgument(f"activation: got {self.activation!r}, expected one of {sorted(ACTIVATIONS)}")
+
+    def shapes(self, size: int, width: int) -> tuple[tuple[int, int], ...]:
+        """The shapes of the parameters of one memory."""
+        return ((width, size), (size, width))
+
+    def start(self, count: int, heads: int, size: int, width: int) -> Params:
+        """Starts ``[heads, count, ...]``: ``W2 ~ N(0, 1)`` (inputs have unit length), ``W1 ~ N(0, 0.02^2)``."""
+        return torch.randn(heads, count, width, size), 0.02 * torch.randn(heads, count, size, width)
+
+    def apply(self, params: Params, x: Tensor) -> Tensor:
+        """``M(x)`` for every memory's own input ``[..., n, d, C]``."""
+        w2, w1 = params
+        return x + w1 @ ACTIVATIONS[self.activation](w2 @ x)[0]
+
+    def write(self, start: Params, now: Params | None, chunk: Chunk, rule: WriteRule) -> tuple[Params, Params, Params]:
+        """Write a chunk with gradients taken at ``start`` into ``now`` (``None``: the same as ``start``).
+
+        Returns the parameters after the chunk, and the keys and writes ``(x, U)`` of both matrices for :meth:`read`.
+        """
+        w2, w1 = start
+        (memories, width), length = w2.shape[-3:-1], chunk.k.shape[-1]
+        inputs = torch.cat((chunk.k, chunk.v), dim=-1) if rule.self_targets else chunk.k
+        pre = (w2.flatten(-3, -2) @ inputs).unflatten(-2, (memories, width))
+        pre_k = pre[..., :length]
+        hidden, slope = ACTIVATIONS[self.activation](pre)
+        h = hidden[..., :length]
+        out = w1 @ hidden
+        out_k = out[..., :length]
+        target = chunk.v.unsqueeze(-3)
+        if rule.self_targets:
+            target = target + out[..., length:]
+        e = -target.expand_as(out_k) if rule.objective == "dot" else chunk.k.unsqueeze(-3) + out_k - target
+        g2 = (w1.mT @ e) * slope[..., :length]
+        w2_now, w1_now = start if now is None else now
+        w2_now = w2_now.flatten(-3, -2)
+        held2 = pre_k.flatten(-3, -2) if now is None else w2_now @ chunk.k
+        held1 = out_k if now is None else w1_now @ h
+        u2, w2_after = write_matrix(w2_now, chunk.k, g2.flatten(-3, -2), held2, chunk.rate, chunk.ratios, rule)
+        u1, w1_after = write_matrix(w1_now, h, e, held1, chunk.rate.unsqueeze(-2), chunk.ratios.unsqueeze(-3), rule)
+        after = (w2_after.unflatten(-2, (memories, width)), w1_after)
+        return after, (chunk.k, h), (u2.unflatten(-2, (memories, width)), u1)
+
+    def read(
+        self, now: Params, q: Tensor, keys: Params, writes: Params, ratios: Tensor, extra: Params | None
+    ) -> Tensor:
+        """Read the last memory with ``q`` ``[N, d, C]`` after every token of the chunk: ``q + W1_t s(W2_t q)``."""
+        kick2, kick1 = (None, None) if extra is None else (x[:, -1] for x in extra)
+        pre = read_matrix(now[0][:, -1], q, keys[0], writes[0][:, -1], ratios, kick2)
+        hidden = ACTIVATIONS[self.activation](pre)[0]
+        return q + read_matrix(now[1][:, -1], hidden, keys[1][:, -1], writes[1][:, -1], ratios, kick1)

@@ -1,0 +1,23 @@
+"""The short convolution against PyTorch's."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from everlearn.ops.causal_conv import causal_conv
+
+
+def test_equals_conv1d():
+    x, weight = torch.randn(2, 9, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    padded = F.pad(x, (0, 0, 3, 0))
+    expected = F.conv1d(padded.mT, weight.T.unsqueeze(1), groups=3).mT
+    torch.testing.assert_close(causal_conv(padded, weight), expected)
+
+
+def test_age_hides_what_came_before():
+    x, weight = torch.randn(1, 9, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    age = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    out = causal_conv(F.pad(x, (0, 0, 3, 0)), weight, age)
+    parts = [causal_conv(F.pad(part, (0, 0, 3, 0)), weight) for part in (x[:, :4], x[:, 4:])]
+    torch.testing.assert_close(out, torch.cat(parts, dim=1))
