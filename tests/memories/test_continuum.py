@@ -123,7 +123,7 @@ def double_loop(model, tokens, targets, rates, wiring):
     starts = model.starts()
     fast = {name: dict(own) for name, own in starts.items()}
     past = torch.zeros(tokens.shape[0], 1, D, dtype=torch.float64)
-    sums = {name: {key: 0.0 for key in own} for name, own in starts.items()}
+    sums = {name: dict.fromkeys(own, 0.0) for name, own in starts.items()}
     counts = dict.fromkeys(starts, 0)
     outputs, entered = [], past
     for t in range(tokens.shape[1]):
@@ -144,7 +144,7 @@ def double_loop(model, tokens, targets, rates, wiring):
             if (t + 1) % level.every == 0:
                 own, name = fast[level.name], level.name
                 fast[name] = {k: own[k] - rates[name] * sums[name][k] / max(counts[name], 1) for k in own}
-                sums[name], counts[name] = {key: 0.0 for key in own}, 0
+                sums[name], counts[name] = dict.fromkeys(own, 0.0), 0
                 if wiring == "nested" and name == "mid":
                     fast["fast"] = dict(starts["fast"])
     return torch.cat(outputs, dim=1), fast

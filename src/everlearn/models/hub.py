@@ -23,6 +23,7 @@ from typing import Any
 
 import platformdirs
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -93,7 +94,7 @@ def load_model(
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(source, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelNotFound(
             f"{name} could not be loaded: {_first_line(error)}. Expected a folder made by save_pretrained, a Hugging"
             f" Face id of a causal LM that is cached or can be downloaded, or {DEFAULT_MODEL!r}"

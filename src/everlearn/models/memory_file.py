@@ -182,7 +182,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _name(model: nn.Module) -> str:
-    return getattr(model, "name_or_path", "") or type(model).__name__
+    return getattr(model.config, "_name_or_path", "") or type(model).__name__
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

@@ -133,7 +133,8 @@ class Stream:
         params = [parameter for own in self._params.values() for parameter in own]
         with torch.enable_grad():
             logits = self.model(input_ids=inputs, past_key_values=cache, use_cache=True).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+            logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+            loss = F.cross_entropy(logits, targets.flatten(), reduction="sum")
             grads = iter(torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True))
         for name, totals in self._sums.items():
             for total in totals:
