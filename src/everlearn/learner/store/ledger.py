@@ -9,11 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Subquery,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from ...errors import InvalidArgument
 from .index import descendants, dreams, lineage, marks, nights, now, observations
-from .records import Dream, Night, Observation, timestamp, without_words
+from .records import STATES, Dream, Night, Observation, timestamp, without_words
 
 
 def head(db: Connection) -> int:
@@ -40,26 +51,44 @@ def ways_out(db: Connection, without: int | None = None) -> str:
     return "roll back to night " + ", ".join(map(str, [0, *choice]))
 
 
-def history(db: Connection, night: int) -> list[Observation]:
-    """Return every observation, oldest first, with its state as of ``night``."""
-    # with max(), SQLite takes the other columns of a group from the row of the maximum: the last night's word counts
-    seen = (
+def _verdicts(night: int) -> Subquery:
+    """Return the last mark of each observation on the lineage of ``night``."""
+    # with max(), SQLite takes the other columns of a group from the row of the maximum
+    return (
         select(marks.c.observation, marks.c.state, func.max(marks.c.night).label("night"))
         .where(marks.c.night.in_(select(lineage(night).c.n)))
         .group_by(marks.c.observation)
         .subquery()
     )
+
+
+def _state(verdicts: Subquery) -> ColumnElement[str]:
+    return case((observations.c.forgotten_at.is_not(None), "forgotten"), else_=func.coalesce(verdicts.c.state, "heard"))
+
+
+def history(db: Connection, night: int) -> list[Observation]:
+    """Return every observation, oldest first, with its state as of ``night``."""
+    last = _verdicts(night)
+    kept = [observations.c[name] for name in ("id", "text", "role", "told_at", "meta")]
     rows = db.execute(
-        select(observations, seen.c.state, seen.c.night)
-        .outerjoin(seen, seen.c.observation == observations.c.id)
+        select(*kept, _state(last), last.c.night, observations.c.forgotten_at)
+        .outerjoin(last, last.c.observation == observations.c.id)
         .order_by(observations.c.id)
     )
-    return [_observation(dict(row._mapping)) for row in rows]
+    return [Observation(*row) for row in rows]
 
 
-def _observation(row: dict[str, Any]) -> Observation:
-    row["state"] = "forgotten" if row["forgotten_at"] is not None else row["state"] or "heard"
-    return Observation(**row)
+def count_states(db: Connection, night: int) -> dict[str, int]:
+    """Return how many observations are in each state as of ``night``."""
+    last = _verdicts(night)
+    state = _state(last).label("standing")  # not a column, so that GROUP BY means the expression
+    rows = db.execute(
+        select(state, func.count())
+        .select_from(observations)
+        .outerjoin(last, last.c.observation == observations.c.id)
+        .group_by("standing")
+    )
+    return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in rows}
 
 
 def dreams_of(db: Connection, night: int) -> list[Dream]:

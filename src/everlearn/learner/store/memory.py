@@ -24,7 +24,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from ...errors import InvalidArgument, StoreCorrupt, StoreError
 from . import archive, durable, folder, ledger
 from .index import INDEX, Index, nights, now, observations
-from .records import STATES, Dream, Heard, Night, Observation, check_json, heard_row, json_object, timestamp
+from .records import Dream, Heard, Night, Observation, check_json, heard_row, json_object, timestamp
 
 
 class MemoryStore:
@@ -280,13 +280,13 @@ class MemoryStore:
         """Return counts by state, the current night, the nights' numbers, bytes on disk, base and settings."""
         with self._reading() as db:
             current = ledger.head(db)
-            seen = [observation.state for observation in ledger.history(db, current)]
+            counts = ledger.count_states(db, current)
             all_nights = ledger.all_nights(db)
         return {
             "path": str(self.path),
             "base": self.base,
             "settings": self.settings,
-            "observations": {state: seen.count(state) for state in STATES},
+            "observations": counts,
             "head": current,
             "last_sleep": max((night.created_at for night in all_nights), default=None),
             "nights": len(all_nights),
