@@ -34,6 +34,11 @@ VARIANTS = {
     "no_inner_projections_two_sizes": {"adaptive": (), "chunk_size": 2, "projection_chunk_size": 4},
     "inner_k_and_eta": {"adaptive": ("eta", "k")},
     "inner_q_too": {"adaptive": ("q", "k", "v", "eta", "alpha")},
+    "small_errors_only": {"max_error": 0.5},
+    "small_errors_only_dot": {"max_error": 0.5, "objective": "dot"},
+    "any_error": {"max_error": None},
+    "decay_to_zero": {"retention": "zero"},
+    "decay_to_zero_momentum": {"retention": "zero", "momentum": 0.5, "chunk_size": 2, "projection_chunk_size": 4},
     "values_as_they_are": {"normalize_values": False},
     "matrix": {"structure": "matrix"},
     "matrix_dot_gd": {"structure": "matrix", "rule": "gd", "objective": "dot", "self_targets": False},
@@ -84,7 +89,15 @@ def test_every_parameter_learns():
 
 def test_is_the_gated_delta_rule_without_its_extras():
     """Static projections, a matrix, plain gradient descent, targets v, C = 1 (nested-learning.md, section 4)."""
-    made = layer(structure="matrix", adaptive=(), rule="gd", self_targets=False, chunk_size=1, output_norm=False)
+    made = layer(
+        retention="zero",
+        structure="matrix",
+        adaptive=(),
+        rule="gd",
+        self_targets=False,
+        chunk_size=1,
+        output_norm=False,
+    )
     x = text()
     y, state = made(x)
     past = torch.cat((x.new_zeros(2, 3, 6), x), dim=1)
@@ -99,7 +112,7 @@ def test_is_the_gated_delta_rule_without_its_extras():
     torch.testing.assert_close(state.now[0][:, :, 0], last)
 
 
-@pytest.mark.parametrize("name", ["default", "two_chunk_sizes_momentum", "boundary_read", "matrix", "momentum"])
+@pytest.mark.parametrize("name", ["default", "decay_to_zero_momentum", "boundary_read", "matrix", "momentum"])
 @pytest.mark.parametrize("cuts", [[1] * 11, [3, 8], [4, 4, 3], [10, 1], [5, 1, 1, 4]])
 def test_streaming_equals_one_call(name, cuts):
     made, x = layer(**VARIANTS[name]), text()
@@ -135,7 +148,7 @@ def test_rows_do_not_meet():
         torch.testing.assert_close(list(picked.state_dict().values()), list(own.state_dict().values()))
 
 
-@pytest.mark.parametrize("name", ["default", "two_chunk_sizes_momentum", "boundary_read", "momentum"])
+@pytest.mark.parametrize("name", ["default", "decay_to_zero_momentum", "boundary_read", "momentum"])
 def test_masked_tokens_are_not_there(name):
     """Left, right and scattered padding give what each row gives without it, also over further calls."""
     made = layer(**VARIANTS[name])
@@ -260,6 +273,8 @@ def test_no_nan_in_bfloat16(name):
         ({"rule": "newton"}, "rule"),
         ({"objective": "l1"}, "objective"),
         ({"read": "later"}, "read"),
+        ({"max_error": 0.0}, "max_error"),
+        ({"retention": "never"}, "retention"),
         ({"momentum": 1.0}, "momentum"),
         ({"eta_init": 1.0}, "eta_init"),
         ({"alpha_init": 1.0}, "alpha_init"),

@@ -32,17 +32,31 @@ class WriteRule:
             ``eta / (1 + eta |x|^2)``; ``"gd"``, plain gradient descent at the step ``eta``.
         objective: ``"l2"``, ``1/2 |M(k) - target|^2``; ``"dot"``, ``-<M(k), target>``.
         self_targets: the target is ``M(v)`` of the memory itself (Eq. 84); otherwise ``v``.
+        max_error: longest gradient by a memory's output: beyond it the objective is Huber's (``l2``), or the target is
+            cut to that length (``dot``). None is no bound: targets that a memory makes can then feed on themselves.
     """
 
     rule: str = "dgd"
     objective: str = "l2"
     self_targets: bool = True
+    max_error: float | None = 2.0
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise InvalidArgument(f"rule: got {self.rule!r}, expected one of {RULES}")
         if self.objective not in OBJECTIVES:
             raise InvalidArgument(f"objective: got {self.objective!r}, expected one of {OBJECTIVES}")
+        if self.max_error is not None and not self.max_error > 0:
+            raise InvalidArgument(f"max_error: got {self.max_error}, expected a positive number or None")
+
+    def gradient(self, out: Tensor, target: Tensor) -> Tensor:
+        """Gradient of the objective by the memory's output; both ``[..., d, C]``."""
+        grad = -target if self.objective == "dot" else out - target
+        if self.max_error is None:
+            return grad
+        length = (grad * grad).sum(-2, keepdim=True)
+        # equals grad * min(1, max_error / |grad|), and is smooth at zero
+        return grad * torch.rsqrt((length / self.max_error**2).clamp(min=1.0))
 
 
 class Chunk(NamedTuple):
@@ -114,11 +128,12 @@ class MatrixMemory:
         stacked = weight.flatten(-3, -2)
         held = stacked @ k
         target = v.repeat(1, weight.shape[-3], 1) if not rule.self_targets else stacked @ v
-        grad = -target if rule.objective == "dot" else held - target
+        rows = weight.shape[-3:-1]
+        grad = rule.gradient(held.unflatten(-2, rows), target.unflatten(-2, rows)).flatten(-3, -2)
         before = stacked if now is None else now[0].flatten(-3, -2)
         held_now = held if now is None else before @ k
         u, after = write_matrix(before, k, grad, held_now, chunk.rate, chunk.ratios, rule)
-        return (after.unflatten(-2, weight.shape[-3:-1]),), (k,), (u.unflatten(-2, weight.shape[-3:-1]),)
+        return (after.unflatten(-2, rows),), (k,), (u.unflatten(-2, rows),)
 
     def read(
         self, now: Params, q: Tensor, keys: Params, writes: Params, ratios: Tensor, extra: Params | None

@@ -80,7 +80,7 @@ class MlpMemory:
         target = chunk.v.unsqueeze(-3)
         if rule.self_targets:
             target = target + out[..., length:]
-        e = -target.expand_as(out_k) if rule.objective == "dot" else chunk.k.unsqueeze(-3) + out_k - target
+        e = rule.gradient(chunk.k.unsqueeze(-3) + out_k, target.expand_as(out_k))
         g2 = (w1.mT @ e) * slope[..., :length]
         w2_now, w1_now = start if now is None else now
         w2_now = w2_now.flatten(-3, -2)

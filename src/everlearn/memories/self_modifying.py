@@ -38,17 +38,21 @@ class _Carry(NamedTuple):
     now: Params
     momentum: Params
     log_keep: Tensor
+    base: Params  # the trained starts
 
     def map(self, change: Callable[[Tensor], Tensor]) -> _Carry:
         """Apply ``change`` to every tensor."""
-        start, now, momentum = (tuple(change(x) for x in group) for group in (self.start, self.now, self.momentum))
-        return _Carry(start, now, momentum, change(self.log_keep))
+        groups = (self.start, self.now, self.momentum, self.base)
+        start, now, momentum, base = (tuple(change(x) for x in group) for group in groups)
+        return _Carry(start, now, momentum, change(self.log_keep), base)
 
     def zip(self, other: _Carry, join: Callable[[Tensor, Tensor], Tensor]) -> _Carry:
         """Apply ``join`` to every pair of tensors."""
-        pairs = ((self.start, other.start), (self.now, other.now), (self.momentum, other.momentum))
-        start, now, momentum = (tuple(join(a, b) for a, b in zip(*pair)) for pair in pairs)
-        return _Carry(start, now, momentum, join(self.log_keep, other.log_keep))
+        pairs = zip(
+            (self.start, self.now, self.momentum, self.base), (other.start, other.now, other.momentum, other.base)
+        )
+        start, now, momentum, base = (tuple(join(a, b) for a, b in zip(*pair)) for pair in pairs)
+        return _Carry(start, now, momentum, join(self.log_keep, other.log_keep), base)
 
 
 class SelfModifyingMemory(nn.Module):
@@ -192,8 +196,9 @@ class SelfModifyingMemory(nn.Module):
         batch, heads, size = features.shape[0], config.num_heads, config.head_size
         joint = config.outer_chunk_size == config.chunk_size
         cut = 0 if joint else config.projections
-        whole = _carry(state)
-        fresh = _carry(self.init_state(batch)) if any(piece.reset is not None for piece, _ in plan.pieces) else None
+        initial = self.init_state(batch)
+        whole = _carry(state, initial.start)
+        fresh = _carry(initial, initial.start) if any(piece.reset is not None for piece, _ in plan.pieces) else None
         outer, main = _part(whole, slice(0, cut)), _part(whole, slice(cut, None))
         gates = self._gates(batch)
         valid = None if plan.layout is None else plan.layout.valid.repeat_interleave(heads, dim=0)
@@ -217,7 +222,7 @@ class SelfModifyingMemory(nn.Module):
                 reads.append(read)
         y = torch.cat(reads, dim=-1).view(batch, heads, size, -1).permute(0, 3, 1, 2)
         whole = main if joint else outer.zip(main, lambda a, b: torch.cat((a, b), dim=1))
-        start, now, momentum, log_keep = whole.map(lambda x: x.unflatten(0, (batch, heads)))
+        start, now, momentum, log_keep, _ = whole.map(lambda x: x.unflatten(0, (batch, heads)))
         return y, state.replace(start=start, now=now, momentum=momentum, log_keep=log_keep)
 
     def _gates(self, batch: int) -> Gates:
@@ -291,13 +296,14 @@ class SelfModifyingMemory(nn.Module):
         carry = carry._replace(now=after, log_keep=log_keep)
         if piece.done is False:
             return carry
-        passed = _Carry(after, after, (), torch.zeros_like(log_keep))
+        start, moved, keep = after, (), log_keep.exp()[..., None, None]
         if carry.momentum:
-            keep = log_keep.exp()[..., None, None]
             kicks = self._kick(carry)
             start = tuple(x + kick for x, kick in zip(after, kicks))
             moved = tuple(kick + x - keep * old for kick, x, old in zip(kicks, after, carry.start))
-            passed = _Carry(start, start, moved, torch.zeros_like(log_keep))
+        if self.config.decay and self.config.retention == "start":
+            start = tuple(x + (1 - keep) * base for x, base in zip(start, carry.base))
+        passed = _Carry(start, start, moved, torch.zeros_like(log_keep), carry.base)
         return passed if piece.done is True else _where(piece.done, passed, carry)
 
 
@@ -305,8 +311,8 @@ def _working(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _carry(state: SelfModifyingState) -> _Carry:
-    return _Carry(state.start, state.now, state.momentum, state.log_keep).map(lambda x: x.flatten(0, 1))
+def _carry(state: SelfModifyingState, base: Params) -> _Carry:
+    return _Carry(state.start, state.now, state.momentum, state.log_keep, base).map(lambda x: x.flatten(0, 1))
 
 
 def _part(carry: _Carry, memories: slice) -> _Carry:

@@ -13,6 +13,7 @@ __all__ = ["ADAPTIVE", "SelfModifyingConfig"]
 
 ADAPTIVE = ("q", "k", "v", "eta", "alpha")
 READS = ("token", "boundary")
+RETENTIONS = ("zero", "start")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class SelfModifyingConfig:
         rule: ``"dgd"`` or ``"gd"``, see :class:`everlearn.memories.matrix.WriteRule`.
         objective: ``"l2"`` or ``"dot"``.
         self_targets: memories learn towards targets of their own, ``M(v)``; otherwise towards ``v``.
+        max_error: see :class:`everlearn.memories.matrix.WriteRule`.
         decay: memories forget at ``alpha``; otherwise ``alpha = 1``.
+        retention: what a forgetting memory returns to: ``"zero"``, or its trained ``"start"``, of which a chunk's end
+            gives back what the chunk's decay took.
         momentum: theta of the inner momentum, stepped once a chunk; 0 is none.
         read: ``"token"``, with the state after the token; ``"boundary"``, with that at the chunk's start (Eq. 90).
         normalize_values: give ``v`` unit length, as ``q`` and ``k`` have.
@@ -56,7 +60,9 @@ class SelfModifyingConfig:
     rule: str = "dgd"
     objective: str = "l2"
     self_targets: bool = True
+    max_error: float | None = 2.0
     decay: bool = True
+    retention: str = "start"
     momentum: float = 0.0
     read: str = "token"
     normalize_values: bool = True
@@ -88,6 +94,8 @@ class SelfModifyingConfig:
             raise InvalidArgument(f"structure: got {self.structure!r}, expected 'mlp' or 'matrix'")
         if self.read not in READS:
             raise InvalidArgument(f"read: got {self.read!r}, expected one of {READS}")
+        if self.retention not in RETENTIONS:
+            raise InvalidArgument(f"retention: got {self.retention!r}, expected one of {RETENTIONS}")
         if not 0 <= self.momentum < 1:
             raise InvalidArgument(f"momentum: got {self.momentum}, expected a number in [0, 1)")
         if not 0 < self.eta_init < self.eta_max:
@@ -130,7 +138,7 @@ class SelfModifyingConfig:
 
     def write_rule(self) -> WriteRule:
         """How memories are written."""
-        return WriteRule(self.rule, self.objective, self.self_targets)
+        return WriteRule(self.rule, self.objective, self.self_targets, self.max_error)
 
     def replace(self, **changes: object) -> SelfModifyingConfig:
         """A copy with some fields changed."""

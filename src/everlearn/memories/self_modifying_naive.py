@@ -37,7 +37,14 @@ def _apply(config: SelfModifyingConfig, params: Params, x: Tensor) -> tuple[Tens
 def _inner_loss(config: SelfModifyingConfig, params: Params, k: Tensor, target: Tensor) -> Tensor:
     """Summed over rows, heads and memories, which do not meet in it: each gets its own gradient."""
     out, _ = _apply(config, params, k)
-    return (-out * target).sum() if config.objective == "dot" else 0.5 * (out - target).square().sum()
+    limit = config.max_error
+    if config.objective == "dot":
+        length = target.square().sum(-1, keepdim=True).sqrt()
+        return -(out * target * (1.0 if limit is None else (limit / length).clamp(max=1))).sum()
+    squared = (out - target).square().sum(-1)
+    if limit is None:
+        return 0.5 * squared.sum()
+    return torch.where(squared <= limit**2, 0.5 * squared, limit * squared.sqrt() - 0.5 * limit**2).sum()
 
 
 def self_modifying_naive(memory: SelfModifyingMemory, x: Tensor) -> tuple[Tensor, Params]:
@@ -89,7 +96,8 @@ def self_modifying_naive(memory: SelfModifyingMemory, x: Tensor) -> tuple[Tensor
         for i, weight in enumerate(now):
             change = kicks[i] + weight - keep[..., None, None] * start[i]
             momentum[i] = torch.where(ends, change, momentum[i])
-            start[i] = torch.where(ends, weight + kicks[i], start[i])
+            given_back = (1 - keep[..., None, None]) * memory.starts[i] if config.retention == "start" else 0.0
+            start[i] = torch.where(ends, weight + kicks[i] + given_back, start[i])
         now = tuple(torch.where(ends, s, w) for s, w in zip(start, now))
         kicks = [config.momentum * m for m in momentum]
         keep = torch.where(ends[:, 0, 0], 1.0, keep)
