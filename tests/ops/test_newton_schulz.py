@@ -8,7 +8,7 @@ import torch
 from everlearn.errors import InvalidArgument
 from everlearn.ops.newton_schulz import CONVERGENT, MUON, newton_schulz, newton_schulz_naive, polar
 
-SHAPES = [(8, 8), (12, 30), (30, 12), (1, 7), (7, 1), (3, 6, 16), (2, 3, 9, 5)]
+SHAPES = [(8, 8), (8, 12), (12, 30), (30, 12), (1, 7), (7, 1), (3, 6, 16), (2, 3, 9, 5)]
 
 
 def conditioned(*shape: int, smallest: float = 0.02) -> torch.Tensor:
@@ -19,7 +19,7 @@ def conditioned(*shape: int, smallest: float = 0.02) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("coefficients", [MUON, CONVERGENT])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_equals_the_polynomial_of_the_singular_values(shape, coefficients, dtype, tolerance):
     matrix = torch.randn(*shape, dtype=dtype)
     fast = newton_schulz(matrix, coefficients=coefficients)
@@ -63,6 +63,14 @@ def test_convergence_is_cubic_near_one():
         before, s = 1 - s, a * s + b * s**3 + c * s**5
         assert abs(1 - s) < 4 * before**3
     assert (newton_schulz(near, steps=12, coefficients=CONVERGENT) - torch.eye(2)).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (2, 16, 40)])
+@pytest.mark.parametrize("smallest", [1e-1, 1e-3, 1e-6])
+def test_gram_form_of_oblong_matrices_is_accurate_in_float32(shape, smallest):
+    matrix = conditioned(*shape, smallest=smallest)
+    error = (newton_schulz(matrix.float()).double() - newton_schulz_naive(matrix)).abs().max()
+    assert error < 5e-4
 
 
 def test_muon_coefficients_do_not_settle():

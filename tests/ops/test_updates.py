@@ -244,10 +244,10 @@ def test_m3_without_slow_weight_is_its_fast_branch(form, scale):
     fast, second = torch.zeros(6, 4, dtype=F64), torch.zeros(6, 4, dtype=F64)
     for step, (g, direction) in enumerate(zip(gradients, directions)):
         fast, second = keep1 * fast + gain1 * g, keep2 * second + gain2 * g**2
-        corrected = second / (1 - 0.99 ** (step + 1)) if form == "decayed" else second
-        shape = 1.0
-        if scale == "relative":
-            corrected, shape = corrected / corrected.mean(), (6 / 4) ** 0.5
+        unseen = 0.99 ** (step + 1) if form == "decayed" else 0.0
+        corrected, shape = second / (1 - unseen), 1.0
+        if scale == "relative":  # an average that starts from the mean over the matrix instead of zero
+            corrected, shape = second / corrected.mean() + unseen, (6 / 4) ** 0.5
         expected = shape * newton_schulz(fast) / (corrected.sqrt() + 1e-8)
         torch.testing.assert_close(direction, expected, rtol=1e-9, atol=1e-11)
 
@@ -274,6 +274,19 @@ def test_m3_is_algorithm_1_line_by_line(form):
     directions, _ = run_m3(gradients, form=form, scale="absolute")
     for ours, theirs in zip(directions, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_m3_relative_scale_has_mean_square_one_and_starts_uniform():
+    """The first direction is Muon's; the denominator's mean square over the matrix is 1 at every step."""
+    gradients = randn(5, 4, 6)
+    directions, _ = run_m3(gradients, alpha=0.0, betas=(0.9, 0.999, 0.9), eps=0.0)
+    fast = torch.zeros(4, 6, dtype=F64)
+    for step, (g, direction) in enumerate(zip(gradients, directions)):
+        fast = 0.9 * fast + 0.1 * g
+        spread = newton_schulz(fast) / direction
+        torch.testing.assert_close(spread.square().mean(), torch.tensor(1.0, dtype=F64), rtol=1e-6, atol=0)
+        if step == 0:
+            torch.testing.assert_close(direction, newton_schulz(fast), rtol=1e-2, atol=0)
 
 
 def test_m3_slow_memory_changes_only_every_frequency_steps():

@@ -27,6 +27,9 @@ CONVERGENT: Coefficients = (15 / 8, -10 / 8, 3 / 8)
 
 MUON_STEPS = 5
 
+GRAM_FORM_RATIO = 2
+"""From this many times more columns than rows, few iterations run on the smaller Gram matrix instead."""
+
 
 def newton_schulz(
     matrix: Float[Tensor, "*batch m n"],
@@ -58,13 +61,35 @@ def newton_schulz(
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
-    batch = x.shape[:-2]
-    x = x.reshape(-1, *x.shape[-2:])
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x.reshape(*batch, *x.shape[-2:])
+    shape = x.shape
+    x = x.reshape(-1, *shape[-2:])
+    precise = x.dtype in (torch.float32, torch.float64)
+    wide = shape[-1] >= GRAM_FORM_RATIO * shape[-2]
+    if precise and wide and 0 < steps <= MUON_STEPS:
+        x = _gram_form(x, steps, coefficients)
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.reshape(shape)
     return (x.mT if tall else x).to(matrix.dtype)
+
+
+def _gram_form(x: Tensor, steps: int, coefficients: Coefficients) -> Tensor:
+    """The same iteration on ``A = X X^T`` alone, for ``[n, rows, columns]`` with many more columns than rows.
+
+    ``P = a I + b A + c A^2`` commutes with A, so ``A <- P A P`` and the product of all P, applied to X once, is the
+    result: two products with the long side in all instead of two a step. In float32 the error grows to about 1e-4.
+    """
+    a, b, c = coefficients
+    gram, product = x @ x.mT, None
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor = factor + a * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        product = factor if product is None else factor @ product
+        if step < steps - 1:
+            gram = factor @ gram @ factor
+    return x if product is None else product @ x
 
 
 def newton_schulz_naive(

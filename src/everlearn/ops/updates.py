@@ -212,9 +212,9 @@ def m3_step(
         frequency: f.
         eps: added to the denominator.
         form: ``"decayed"`` as above, or ``"printed"``: ``M + b G`` as Algorithm 1 prints it, without decay.
-        scale: ``"absolute"``: ``D = sqrt(V)`` as printed, so the step grows as gradients shrink (bias-corrected where V
-            decays); ``"relative"``: divided by its own root mean square over the matrix, and the whole times
-            ``sqrt(max(1, out / in))``, so a rate means what it means to Muon.
+        scale: ``"absolute"``: ``D = sqrt(V)`` as printed (bias-corrected where V decays): the step grows as gradients
+            shrink. ``"relative"``: ``D^2 = V / mean(V) + b2^t``, with the bias-corrected mean over the matrix, so that
+            an empty V counts as uniform; times ``sqrt(max(1, out / in))``, so that a rate means what it means to Muon.
         steps: Newton-Schulz iterations.
     """
     fast_beta, second_beta, slow_beta = betas
@@ -226,11 +226,12 @@ def m3_step(
     fast = _remember(state.fast, gradient, fast_beta, form)
     second = _remember(state.second, gradient.square(), second_beta, form)
     direction = torch.add(newton_schulz(fast, steps=steps), slow_direction, alpha=alpha)
-    corrected = second / (1 - second_beta ** (step + 1)) if form == "decayed" else second
-    spread = corrected.sqrt()
-    if scale == "relative":
-        mean = corrected.mean(dim=(-2, -1), keepdim=True).sqrt()
-        spread = spread / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    unseen = second_beta ** (step + 1) if form == "decayed" else 0.0
+    if scale == "absolute":
+        spread = (second / (1 - unseen)).sqrt()
+    else:
+        mean = second.mean(dim=(-2, -1), keepdim=True) / (1 - unseen)
+        spread = (second / mean.clamp(min=torch.finfo(mean.dtype).tiny) + unseen).sqrt()
         direction = direction * max(1.0, gradient.shape[-2] / gradient.shape[-1]) ** 0.5
     return direction / (spread + eps), M3State(fast, slow, second, pending + gradient, slow_direction)
 

@@ -17,7 +17,7 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tenso
 MATRIX, ADAMW = "matrix", "adamw"
 ADAMW_LR = 1e-3
 ADAMW_DEFAULTS = {"betas": (0.9, 0.999), "eps": 1e-8, "fused": True}
-BATCH_ELEMENTS = 2**22
+BATCH_ELEMENTS = 2**18
 """Matrices of one shape are stacked and stepped together, up to this many elements."""
 
 

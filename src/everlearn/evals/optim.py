@@ -1,0 +1,274 @@
+"""``everlearn eval optim``: optimisers that remember, compared at equal steps and at equal time.
+
+Every optimiser gets the same number of learning rates per task, each tried once on a seed of its own and judged on
+validation data; the best one is then run on every seed. Each run is one file, so a killed evaluation continues where it
+stopped. Results: ``rows.json`` (one schema for all), ``optim.md`` and plots.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from everlearn import __version__
+from everlearn.errors import InvalidArgument
+from everlearn.evals.optim_plots import draw_curves, draw_surface
+from everlearn.evals.optim_tasks import CharacterLM, Digits, OrthogonalTasks, OscillatingSurface, Problem
+from everlearn.optim import OPTIMIZERS, create
+
+Progress = Callable[[int, int, str], None]
+
+TUNING_SEED = 1000
+ADAMW_LR = 3e-3
+"""Rate of vectors, embeddings and heads beside every rule for matrices."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimiser under test: its name in ``OPTIMIZERS``, the middle of its grid of rates, and options."""
+
+    optimizer: str
+    lr: float
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+CONTENDERS = {
+    "sgd": Contender("sgd", 0.1, (("momentum", 0.9),)),
+    "adamw": Contender("adamw", 0.01, (("weight_decay", 0.0),)),
+    "dgd": Contender("dgd", 0.3),
+    "delta_momentum": Contender("delta_momentum", 0.1),
+    "dmgd": Contender("dmgd", 0.1),
+    "muon": Contender("muon", 0.03),
+    "m3": Contender("m3", 0.03),
+    "m3_printed": Contender("m3", 1e-3, (("form", "printed"), ("scale", "absolute"))),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps of each task, how many rates are tried (a factor of 3 apart), and points on each curve."""
+
+    steps: dict[str, int]
+    rates: int
+    points: int = 20
+
+
+BUDGETS = {
+    "tiny": Budget({"surface": 20, "orthogonal": 20, "digits": 10, "lm": 3}, rates=1, points=2),
+    "small": Budget({"surface": 300, "orthogonal": 400, "digits": 300, "lm": 300}, rates=5),
+    "paper": Budget({"surface": 1000, "orthogonal": 1000, "digits": 1000, "lm": 3000}, rates=7),
+}
+
+
+def run(
+    out: Path, *, budget: str = "small", seeds: int = 3, data: Path | None = None, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Run the whole comparison and return its rows.
+
+    Args:
+        out: folder for ``runs/*.json``, ``rows.json``, ``optim.md`` and the plots; finished runs in it are kept.
+        budget: one of ``BUDGETS``.
+        seeds: seeds 0, 1, ... of the final runs.
+        data: folder of ``*.txt`` for the language task, which is left out without it.
+        progress: called with runs done, runs in all, and what comes next.
+
+    Raises:
+        InvalidArgument: an unknown budget, no seeds, or a folder without enough text.
+    """
+    if budget not in BUDGETS:
+        raise InvalidArgument(f"budget: got {budget!r}, expected one of {sorted(BUDGETS)}")
+    if seeds < 1:
+        raise InvalidArgument(f"seeds: got {seeds}, expected 1 or more")
+    plan, out = BUDGETS[budget], Path(out)
+    tasks: dict[str, Callable[[int, int], Problem]] = {
+        "surface": OscillatingSurface,
+        "orthogonal": OrthogonalTasks,
+        "digits": Digits,
+    }
+    if data is not None:
+        tasks["lm"] = functools.partial(CharacterLM, data=Path(data))
+    pairs = [(task, name) for task in tasks for name in CONTENDERS if (task, name) != ("surface", "dgd")]
+    done, total = 0, len(pairs) * (plan.rates + seeds)
+    results = []
+    for task, name in pairs:
+        steps, attempts = plan.steps[task], []
+
+        def once(lr: float, seed: int, task: str = task, name: str = name, steps: int = steps) -> dict[str, Any]:
+            nonlocal done
+            if progress is not None:
+                progress(done, total, f"{task}: {name}, rate {lr:.3g}, seed {seed}")
+            done += 1
+            file = out / "runs" / f"{task}-{name}-{steps}-{lr:.3g}-{seed}.json"
+            if file.exists():
+                return json.loads(file.read_text())
+            outcome = {"task": task, "model": name, "seed": seed, "lr": lr}
+            outcome |= train(functools.partial(tasks[task], seed, steps), CONTENDERS[name], lr, steps, plan.points)
+            write_json(file, outcome)
+            return outcome
+
+        for i in range(plan.rates):
+            attempts.append(once(CONTENDERS[name].lr * 3.0 ** (i - plan.rates // 2), TUNING_SEED))
+        best = min(attempts, key=lambda attempt: _or_infinity(attempt["validation_loss"]))
+        results += [once(best["lr"], seed) for seed in range(seeds)]
+    if progress is not None:
+        progress(total, total, "tables and plots")
+    rows = _rows(results)
+    write_json(out / "rows.json", rows)
+    write_text(out / "optim.md", _table(rows))
+    for task in tasks:
+        draw_curves([r for r in results if r["task"] == task], task, out)
+    draw_surface([r for r in results if r["task"] == "surface" and r["seed"] == 0], OscillatingSurface.height, out)
+    return rows
+
+
+def train(
+    problem_of: Callable[[], Problem], contender: Contender, lr: float, steps: int, points: int = 20
+) -> dict[str, Any]:
+    """Train one problem, the rate falling linearly to zero; a run that overflows ends with a loss of None.
+
+    Returns:
+        ``curve`` (step, training seconds, validation loss), ``validation_loss``, ``metrics``, ``parameters``,
+        ``steps``, ``tokens``, ``seconds`` (of training, without measuring) and, for the surface, ``path``.
+    """
+    problem = problem_of()
+    optimizer = _optimizer(problem, contender, lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / steps)
+    marks = {round(steps * (i + 1) / points) for i in range(points)}
+    curve, seconds, finite = [[0, 0.0, _or_none(problem.measure()["loss"])]], 0.0, True
+    for step in range(steps):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        loss = problem.loss(step)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        finite = math.isfinite(loss.item())
+        seconds += time.perf_counter() - began
+        if step + 1 in marks and finite:
+            curve.append([step + 1, seconds, _or_none(problem.measure()["loss"])])
+        if not finite:
+            break
+    metrics = {name: _or_none(value) if finite else None for name, value in problem.final().items()}
+    outcome = {
+        "curve": curve,
+        "validation_loss": curve[-1][2] if finite else None,
+        "metrics": metrics,
+        "parameters": sum(p.numel() for p in problem.model.parameters()),
+        "steps": steps,
+        "tokens": steps * problem.tokens_per_step,
+        "seconds": seconds,
+        "provenance": provenance(),
+    }
+    if isinstance(problem, OscillatingSurface):
+        outcome["path"] = [[_or_none(value) for value in point] for point in problem.path]
+    return outcome
+
+
+def _optimizer(problem: Problem, contender: Contender, lr: float) -> Optimizer:
+    options = dict(contender.options)
+    kind = OPTIMIZERS[contender.optimizer]
+    if kind.__module__.startswith("everlearn"):
+        options["adamw_lr"] = ADAMW_LR
+    if contender.optimizer == "dgd":
+        return create("dgd", problem.model, lr=lr, **options)
+    make: Any = kind
+    return make(problem.groups(), lr=lr, **options)
+
+
+def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a run and metric; ``loss_at_equal_time`` is the validation loss when AdamW had finished on that seed."""
+    clocks = {(r["task"], r["seed"]): r["seconds"] for r in results if r["model"] == "adamw"}
+    rows = []
+    for result in results:
+        limit = clocks[result["task"], result["seed"]]
+        in_time = [loss for _, seconds, loss in result["curve"] if seconds <= limit]
+        metrics = {**result["metrics"], "validation_loss": result["validation_loss"], "loss_at_equal_time": in_time[-1]}
+        for metric, value in metrics.items():
+            rows.append(
+                {
+                    **{name: result[name] for name in ("task", "model", "seed")},
+                    "metric": metric,
+                    "value": value,
+                    **{name: result[name] for name in ("parameters", "tokens", "steps", "seconds", "lr")},
+                    **result["provenance"],
+                }
+            )
+    return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table a task: mean and 95% interval over seeds of every metric."""
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        here = [row for row in rows if row["task"] == task]
+        metrics = list(dict.fromkeys(row["metric"] for row in here))
+        lines += [f"## {task}", "", "| optimiser | rate | " + " | ".join(metrics) + " | seconds |"]
+        lines.append("|---" * (len(metrics) + 3) + "|")
+        for name in dict.fromkeys(row["model"] for row in here):
+            mine = [row for row in here if row["model"] == name]
+            cells = [interval([row["value"] for row in mine if row["metric"] == metric]) for metric in metrics]
+            seconds = interval([row["seconds"] for row in mine if row["metric"] == metrics[0]])
+            lines.append(f"| {name} | {mine[0]['lr']:.3g} | " + " | ".join([*cells, seconds]) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def interval(values: list[float | None]) -> str:
+    """Return "mean +- half-width" of the 95% t-interval over seeds; "diverged" where a seed did."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "diverged"
+    if len(known) == 1:
+        return f"{known[0]:.4g}"
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(known) - 1) * statistics.stdev(known) / len(known) ** 0.5
+    return f"{statistics.mean(known):.4g} ± {half:.2g}"
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Return the command, commit, machine and library versions of this process."""
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return {
+        "versions": {"everlearn": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "commit": git.stdout.strip(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that it is there whole or not at all; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _or_infinity(value: float | None) -> float:
+    return math.inf if value is None else value

@@ -1,0 +1,255 @@
+"""The problems of ``everlearn eval optim``: two constructions of *Nested Learning*, an image and a language task.
+
+The paper describes the surface of its section 4.4 and the orthogonal tasks of section 4.3 in words and a figure; the
+constructions here are ours, written down in :class:`OscillatingSurface` and :class:`OrthogonalTasks`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from everlearn.errors import InvalidArgument
+from everlearn.optim import param_groups
+
+
+class Problem:
+    """A model to train: ``loss(step)`` on that step's batch, ``measure()`` on held-out data, ``final()`` at the end.
+
+    The same seed gives the same start and the same batches to every optimiser. ``measure()["loss"]`` is what rates are
+    tuned by; ``final()`` is measured on data that tuning never saw.
+    """
+
+    tokens_per_step = 1
+    model: nn.Module
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the parameter groups."""
+        return param_groups(self.model)
+
+    def loss(self, step: int) -> Tensor:
+        """Return the training loss of ``step``."""
+        raise NotImplementedError
+
+    def measure(self) -> dict[str, float]:
+        """Return validation metrics; ``loss`` among them."""
+        raise NotImplementedError
+
+    def final(self) -> dict[str, float]:
+        """Return test metrics; by default the validation metrics."""
+        return self.measure()
+
+
+class OscillatingSurface(Problem):
+    """A valley whose walls' curvature oscillates along its floor (after section 4.4), with noisy gradients.
+
+        f(x, y) = 0.02 x^2 + k(x) y^2 / 2,     k(x) = 5 (1 + 0.9 sin(4 x))
+
+    from about (-4, 1.5), gradient noise of standard deviation 0.05. A momentum that averages over one period of the
+    curvature is too fast where it is high and too slow where it is low; one that forgets by what it sees need not be.
+    """
+
+    def __init__(self, seed: int, steps: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        start = torch.tensor([-4.0, 1.5]) + 0.1 * torch.randn(2, generator=self.generator)
+        self.model = nn.ParameterDict({"point": nn.Parameter(start)})
+        self.path: list[list[float]] = [start.tolist()]
+
+    @staticmethod
+    def height(x: Tensor, y: Tensor) -> Tensor:
+        """Return ``f(x, y)``."""
+        return 0.02 * x**2 + 2.5 * (1 + 0.9 * torch.sin(4 * x)) * y**2
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the point as one row for the matrix rule."""
+        return [{"params": list(self.model.parameters()), "rule": "matrix"}]
+
+    def loss(self, step: int) -> Tensor:
+        """Return the height, tilted at random; records the path."""
+        point: Tensor = self.model["point"]  # pyright: ignore[reportIndexIssue]
+        if step:
+            self.path.append(point.tolist())
+        noise = 0.05 * torch.randn(2, generator=self.generator)
+        return self.height(point[0], point[1]) + noise @ point
+
+    def measure(self) -> dict[str, float]:
+        """Return the height without noise."""
+        point: Tensor = self.model["point"].detach()  # pyright: ignore[reportIndexIssue]
+        return {"loss": float(self.height(point[0], point[1]))}
+
+    def final(self) -> dict[str, float]:
+        """Return the last height, the mean height along the path, and how far the point swung across the valley."""
+        path = torch.tensor(self.path)
+        swing = float(path[:, 1].diff().abs().sum())
+        return {**self.measure(), "mean_loss": float(self.height(path[:, 0], path[:, 1]).mean()), "swing": swing}
+
+
+class OrthogonalTasks(Problem):
+    """Two linear regressions with orthogonal inputs, one after the other (after section 4.3).
+
+    A matrix W ``[16, 32]`` first learns ``y = A x + noise`` for x in a random 16-dimensional subspace, then ``y = B x +
+    noise`` for x in its orthogonal complement. The gradients of the second task are zero on the subspace of the first:
+    plain gradient descent forgets nothing, and whatever is lost is the optimiser's doing. ``destroyed`` is the share of
+    what was learned on the first task that the second task took away, negative where it went on improving.
+    """
+
+    def __init__(self, seed: int, steps: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        rotation = torch.linalg.qr(torch.randn(32, 32, generator=self.generator))[0]
+        self.bases = rotation[:, :16], rotation[:, 16:]
+        self.targets = [torch.randn(16, 32, generator=self.generator) / 4 for _ in range(2)]
+        self.linear = self.model = nn.Linear(32, 16, bias=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.randn(16, 32, generator=self.generator) / 32)
+        self.switch = steps // 2
+        self.learned = [self.error(0), self.error(0)]
+
+    def error(self, task: int) -> float:
+        """Return the expected squared error of ``task`` without its noise."""
+        difference = (self.linear.weight.detach() - self.targets[task]) @ self.bases[task]
+        return 0.5 * float(difference.square().sum())
+
+    def loss(self, step: int) -> Tensor:
+        """Return half the squared error of a batch of 8 of the task at hand."""
+        if step == self.switch:
+            self.learned[1] = self.error(0)
+        task = int(step >= self.switch)
+        x = torch.randn(8, 16, generator=self.generator) @ self.bases[task].mT
+        y = x @ self.targets[task].mT + 0.3 * torch.randn(8, 16, generator=self.generator)
+        return 0.5 * (self.linear(x) - y).square().sum(-1).mean()
+
+    def measure(self) -> dict[str, float]:
+        """Return how well each task was learned when its turn ended; forgetting is not part of it."""
+        return {"loss": self.learned[1] + self.error(1)}
+
+    def final(self) -> dict[str, float]:
+        """Return the errors and the share of the first task that was destroyed."""
+        before, learned = self.learned
+        destroyed = (self.error(0) - learned) / max(before - learned, 1e-12)
+        return {
+            "loss": self.error(1),
+            "first_task_learned": learned,
+            "first_task": self.error(0),
+            "destroyed": destroyed,
+        }
+
+
+class Digits(Problem):
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, by a network of two hidden layers; batches of 64."""
+
+    tokens_per_step = 64
+
+    def __init__(self, seed: int, steps: int, width: int = 64) -> None:
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # one split for all seeds
+        x = torch.tensor(images, dtype=torch.float32)[order] / 8 - 1
+        y = torch.tensor(labels)[order]
+        self.train, self.validation, self.test = zip(x.split([1197, 300, 300]), y.split([1197, 300, 300]))
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.model = nn.Sequential()
+        for name, rows in (("first", 64), ("second", width)):
+            self.model.add_module(name, nn.Linear(rows, width))
+            self.model.add_module(f"{name}_activation", nn.SiLU())
+        self.model.add_module("head", nn.Linear(width, 10))
+
+    def loss(self, step: int) -> Tensor:
+        """Return the cross-entropy of a random batch."""
+        rows = torch.randint(len(self.train[0]), (64,), generator=self.generator)
+        return F.cross_entropy(self.model(self.train[0][rows]), self.train[1][rows])
+
+    def measure(self) -> dict[str, float]:
+        """Return loss and accuracy on the validation images."""
+        return self._score(self.validation)
+
+    def final(self) -> dict[str, float]:
+        """Return loss and accuracy on the test images."""
+        return self._score(self.test)
+
+    @torch.no_grad()
+    def _score(self, part: tuple[Tensor, Tensor]) -> dict[str, float]:
+        logits = self.model(part[0])
+        hits = (logits.argmax(-1) == part[1]).float().mean()
+        return {"loss": float(F.cross_entropy(logits, part[1])), "accuracy": float(hits)}
+
+
+class CharacterLM(Problem):
+    """Next-byte prediction on a folder of text by a two-layer transformer; batches of 8 x 128 bytes.
+
+    The last tenth of the text is held out: its first half for tuning, its second half for the result.
+    """
+
+    tokens_per_step = 8 * 128
+
+    def __init__(self, seed: int, steps: int, data: Path) -> None:
+        text = b"\n".join(path.read_bytes() for path in sorted(Path(data).rglob("*.txt")))
+        if len(text) < 20_000:
+            raise InvalidArgument(f"data: got {len(text)} bytes of *.txt under {data}, expected at least 20,000")
+        stream = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+        held = len(stream) // 20
+        self.train, self.validation, self.test = stream.split([len(stream) - 2 * held, held, held])
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.model = ByteTransformer()
+
+    def loss(self, step: int) -> Tensor:
+        """Return the cross-entropy of random windows."""
+        starts = torch.randint(len(self.train) - 129, (8,), generator=self.generator)
+        return self._loss(self.train, starts)
+
+    def measure(self) -> dict[str, float]:
+        """Return the loss on the validation text, in nats a byte."""
+        return self._score(self.validation)
+
+    def final(self) -> dict[str, float]:
+        """Return the loss on the test text, in nats and in bits a byte."""
+        score = self._score(self.test)
+        return {**score, "bits_per_byte": score["loss"] / math.log(2)}
+
+    @torch.no_grad()
+    def _score(self, part: Tensor) -> dict[str, float]:
+        starts = torch.arange(0, len(part) - 129, 128)[:64]
+        return {"loss": float(torch.stack([self._loss(part, batch) for batch in starts.split(8)]).mean())}
+
+    def _loss(self, part: Tensor, starts: Tensor) -> Tensor:
+        windows = part[starts[:, None] + torch.arange(129)]
+        return F.cross_entropy(self.model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+
+
+class ByteTransformer(nn.Module):
+    """A small pre-norm transformer over bytes, with learned positions."""
+
+    def __init__(self, hidden_size: int = 64, num_layers: int = 2, num_heads: int = 4, length: int = 128) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(256, hidden_size), nn.Embedding(length, hidden_size)
+        self.layers = nn.ModuleList(_Block(hidden_size, num_heads) for _ in range(num_layers))
+        self.norm, self.head = nn.RMSNorm(hidden_size), nn.Linear(hidden_size, 256, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return next-byte logits ``[batch, time, 256]`` for bytes ``[batch, time]``."""
+        x = self.embedding(tokens) + self.position.weight[: tokens.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
+class _Block(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm, self.mlp_norm = nn.RMSNorm(hidden_size), nn.RMSNorm(hidden_size)
+        self.q, self.k, self.v, self.o = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4))
+        self.up, self.down = nn.Linear(hidden_size, 4 * hidden_size), nn.Linear(4 * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.attention_norm(x)
+        q, k, v = (f(h).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return x + self.down(F.silu(self.up(self.mlp_norm(x))))
