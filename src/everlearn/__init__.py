@@ -16,9 +16,11 @@ _EXPORTS = {
     "Clock": "everlearn.levels",
     "stack_levels": "everlearn.models.stacking",
     "Learner": "everlearn.learner",
+    "HopeConfig": "everlearn.models.hope",
+    "HopeForCausalLM": "everlearn.models.hope",
 }
 
-__all__ = ["Clock", "Learner", "Level", "__version__", "stack_levels"]
+__all__ = ["Clock", "HopeConfig", "HopeForCausalLM", "Learner", "Level", "__version__", "stack_levels"]
 
 
 def __getattr__(name: str) -> Any:
