@@ -25,10 +25,10 @@ def text_folder(tmp_path: Path) -> Path:
 def test_surface_curvature_oscillates_along_the_valley():
     height, x = OscillatingSurface.height, torch.arange(-4, 1, 0.01)
     curvature = 2 * (height(x, torch.tensor(1.0)) - height(x, torch.tensor(0.0)))  # quadratic in y
-    assert curvature.min() > 0.4
-    assert curvature.max() > 9
+    assert curvature.min() > 0.3
+    assert curvature.max() > 7
     turns = curvature.diff().sign().diff().count_nonzero()
-    assert turns >= 5
+    assert turns >= 4
     assert height(torch.tensor(0.0), torch.tensor(0.0)) == 0
 
 

@@ -39,11 +39,19 @@ ADAMW_LR = 3e-3
 
 @dataclass(frozen=True)
 class Contender:
-    """An optimiser under test: its name in ``OPTIMIZERS``, the middle of its grid of rates, and options."""
+    """An optimiser under test: its name in ``OPTIMIZERS``, the middle of its grid of rates, and options.
+
+    ``surface_lr`` is the middle on the surface, whose two gradients are large, for a rule that minds their scale.
+    """
 
     optimizer: str
     lr: float
     options: tuple[tuple[str, Any], ...] = ()
+    surface_lr: float | None = None
+
+    def middle(self, task: str) -> float:
+        """Return the middle of the grid of rates for ``task``."""
+        return self.surface_lr if task == "surface" and self.surface_lr is not None else self.lr
 
 
 CONTENDERS = {
@@ -54,7 +62,7 @@ CONTENDERS = {
     "dmgd": Contender("dmgd", 0.1),
     "muon": Contender("muon", 0.03),
     "m3": Contender("m3", 0.03),
-    "m3_printed": Contender("m3", 1e-3, (("form", "printed"), ("scale", "absolute"))),
+    "m3_printed": Contender("m3", 1e-3, (("form", "printed"), ("scale", "absolute")), surface_lr=0.3),
 }
 
 
@@ -121,7 +129,7 @@ def run(
             return outcome
 
         for i in range(plan.rates):
-            attempts.append(once(CONTENDERS[name].lr * 3.0 ** (i - plan.rates // 2), TUNING_SEED))
+            attempts.append(once(CONTENDERS[name].middle(task) * 3.0 ** (i - plan.rates // 2), TUNING_SEED))
         best = min(attempts, key=lambda attempt: _or_infinity(attempt["validation_loss"]))
         results += [once(best["lr"], seed) for seed in range(seeds)]
     if progress is not None:

@@ -34,7 +34,7 @@ def draw_surface(results: list[dict[str, Any]], height: Callable[[Tensor, Tensor
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    x, y = torch.linspace(-5, 1.5, 200), torch.linspace(-2, 2, 200)
+    x, y = torch.linspace(-5, 1.5, 200), torch.linspace(-1.2, 1.2, 200)
     grid = height(x[None, :], y[:, None]).clamp(min=1e-4)
     columns = 3
     figure = Figure(figsize=(12, 2.8 * -(-len(results) // columns)), layout="constrained")
@@ -46,7 +46,7 @@ def draw_surface(results: list[dict[str, Any]], height: Callable[[Tensor, Tensor
         path = torch.tensor([point for point in result["path"] if None not in point])
         panel.plot(path[:, 0], path[:, 1], color="black", linewidth=0.8)
         panel.plot(*path[-1], "o", color="red", markersize=4)
-        panel.set(title=f"{result['model']}, rate {result['lr']:.3g}", xlim=(-5, 1.5), ylim=(-2, 2))
+        panel.set(title=f"{result['model']}, rate {result['lr']:.3g}", xlim=(-5, 1.5), ylim=(-1.2, 1.2))
     _save(figure, out / "surface_paths")
 
 

@@ -48,22 +48,22 @@ class Problem:
 class OscillatingSurface(Problem):
     """A valley whose walls' curvature oscillates along its floor (after section 4.4), with noisy gradients.
 
-        f(x, y) = 0.02 x^2 + k(x) y^2 / 2,     k(x) = 5 (1 + 0.9 sin(4 x))
+        f(x, y) = 0.05 x^2 + k(x) y^2 / 2,     k(x) = 4 (1 + 0.9 sin(3 x))
 
-    from about (-4, 1.5), gradient noise of standard deviation 0.05. A momentum that averages over one period of the
+    from about (-4, 0.8), gradient noise of standard deviation 0.05. A momentum that averages over one period of the
     curvature is too fast where it is high and too slow where it is low; one that forgets by what it sees need not be.
     """
 
     def __init__(self, seed: int, steps: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        start = torch.tensor([-4.0, 1.5]) + 0.1 * torch.randn(2, generator=self.generator)
+        start = torch.tensor([-4.0, 0.8]) + 0.1 * torch.randn(2, generator=self.generator)
         self.model = nn.ParameterDict({"point": nn.Parameter(start)})
         self.path: list[list[float]] = [start.tolist()]
 
     @staticmethod
     def height(x: Tensor, y: Tensor) -> Tensor:
         """Return ``f(x, y)``."""
-        return 0.02 * x**2 + 2.5 * (1 + 0.9 * torch.sin(4 * x)) * y**2
+        return 0.05 * x**2 + 2 * (1 + 0.9 * torch.sin(3 * x)) * y**2
 
     def groups(self) -> list[dict[str, Any]]:
         """Return the point as one row for the matrix rule."""
