@@ -82,22 +82,27 @@ class SelfModifyingMemory(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:
         """Draw new parameters; ``std`` is that of the static projections."""
-        config = self.config
-        nn.init.uniform_(self.conv_weight, -(config.conv_width**-0.5), config.conv_width**-0.5)
         nn.init.normal_(self.in_proj.weight, std=std)
         nn.init.normal_(self.out_proj.weight, std=std)
-        drawn = config.memory_structure().start(
-            config.projections + 1, config.num_heads, config.head_size, config.head_width
-        )
-        for parameter, value in zip(self.starts, drawn):
-            parameter.copy_(value)
-        for weight in (self.eta_weight, self.alpha_weight):
-            nn.init.normal_(weight, std=config.head_size**-0.5)
+        parameters = dict(self.named_parameters())
+        for name, value in self.draw().items():
+            parameters[name].copy_(value)
+
+    def draw(self) -> dict[str, Tensor]:
+        """New values for all parameters but the two static projections, by name."""
+        config = self.config
+        heads, size, count = config.num_heads, config.head_size, config.projections + 1
+        starts = config.memory_structure().start(count, heads, size, config.head_width)
         rate = config.eta_init / config.eta_max
-        self.eta_bias.fill_(math.log(rate / (1 - rate)))
-        self.alpha_bias.fill_(math.log(config.alpha_init / (1 - config.alpha_init)))
-        if self.norm_weight is not None:
-            self.norm_weight.fill_(1.0)
+        values = {f"starts.{i}": value for i, value in enumerate(starts)}
+        values["conv_weight"] = (2 * torch.rand(self.conv_weight.shape) - 1) * config.conv_width**-0.5
+        values["eta_weight"] = torch.randn(heads, size) * size**-0.5
+        values["alpha_weight"] = torch.randn(heads, size) * size**-0.5
+        values["eta_bias"] = torch.full((heads,), math.log(rate / (1 - rate)))
+        values["alpha_bias"] = torch.full((heads,), math.log(config.alpha_init / (1 - config.alpha_init)))
+        if config.output_norm:
+            values["norm_weight"] = torch.ones(config.hidden_size)
+        return values
 
     def init_state(self, batch_size: int) -> SelfModifyingState:
         """The state before the first token, every memory at its trained start."""

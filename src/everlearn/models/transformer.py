@@ -1,0 +1,33 @@
+"""Transformer++: rotary positions, RMSNorm and SwiGLU on the same backbone, the baseline to measure against."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from everlearn.models.backbone import Backbone, BackboneForCausalLM
+from everlearn.models.backbone_config import BackboneConfig
+
+__all__ = ["TransformerConfig", "TransformerForCausalLM", "TransformerModel"]
+
+
+class TransformerConfig(BackboneConfig):
+    """:class:`BackboneConfig` as it is: attention in every layer, one feed-forward level."""
+
+    model_type = "everlearn-transformer"
+
+
+class TransformerModel(Backbone):
+    """Transformer++ without a head."""
+
+    config_class = TransformerConfig
+
+
+class TransformerForCausalLM(BackboneForCausalLM):
+    """Transformer++ with a language-model head."""
+
+    config_class = TransformerConfig
+
+
+AutoConfig.register(TransformerConfig.model_type, TransformerConfig)
+AutoModel.register(TransformerConfig, TransformerModel)
+AutoModelForCausalLM.register(TransformerConfig, TransformerForCausalLM)
