@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,15 @@ class KeyValues:
     def select(self, rows: Tensor) -> KeyValues:
         """Those of some batch rows, by index."""
         return KeyValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Both by name; :meth:`from_state_dict` is the way back."""
+        return {"keys": self.keys, "values": self.values}
+
+    @classmethod
+    def from_state_dict(cls, tensors: Mapping[str, Tensor]) -> KeyValues:
+        """Rebuild from :meth:`state_dict`."""
+        return cls(tensors["keys"], tensors["values"])
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float = 10000.0) -> Tensor:

@@ -25,6 +25,10 @@ class MixerState(Protocol):
         """The states of some batch rows, by index."""
         ...
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors by name, batch rows first."""
+        ...
+
 
 @dataclass
 class Context:

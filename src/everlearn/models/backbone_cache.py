@@ -72,8 +72,7 @@ class _StateLayer(CacheLayerMixin):
         """Rows of the state, -1 before the first token."""
         if self.state is None:
             return -1
-        tensors = self.state.state_dict() if hasattr(self.state, "state_dict") else vars(self.state)
-        return next(iter(tensors.values())).shape[0]
+        return next(iter(self.state.state_dict().values())).shape[0]
 
 
 class StateCache(Cache):
