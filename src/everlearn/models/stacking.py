@@ -45,7 +45,7 @@ def stack_levels(
     init: str = "residual",
     wiring: str = "sequential",
     layers: Sequence[int] | None = None,
-    memory: MemoryFactory | None = None,
+    memory: MemoryFactory | Mapping[str, MemoryFactory] | None = None,
     width: int = DEFAULT_WIDTH,
     seed: int = 0,
 ) -> Model:
@@ -64,7 +64,8 @@ def stack_levels(
             lowest layer up (wired ``independent``: each to all levels); the levels train their own copies.
         wiring: ``"sequential"``, ``"nested"`` or ``"independent"``; see :class:`~everlearn.memories.Continuum`.
         layers: indices of the blocks that get levels; default: the last third.
-        memory: hidden_size -> module, the memory of one level in one layer; default: ``ResidualMemory`` of ``width``.
+        memory: hidden_size -> module, the memory of one level in one layer; one for all levels, or one for each by its
+            name; default: ``ResidualMemory`` of ``width``. Called lowest layer first.
         width: hidden units of the default memory.
         seed: of the memories' start; the global generator is not touched.
 
@@ -86,8 +87,8 @@ def stack_levels(
     if init == "pretrained":
         _assign_pretrained(stacked, decoder, chosen, levels, wiring)
     else:
-        factory = memory or (lambda hidden_size: ResidualMemory(hidden_size, width))
-        _chain_memories(stacked, decoder, chosen, levels, wiring, factory, seed)
+        factories = _factories(memory or (lambda hidden_size: ResidualMemory(hidden_size, width)), levels)
+        _chain_memories(stacked, decoder, chosen, levels, wiring, factories, seed)
     setattr(stacked, _ATTRIBUTE, Stack(model, levels, init, wiring, {layer: decoder.mlps[layer] for layer in chosen}))
     return stacked
 
@@ -183,6 +184,15 @@ def _choose_layers(layers: Sequence[int] | None, count: int) -> list[int]:
     return chosen
 
 
+def _factories(memory: MemoryFactory | Mapping[str, MemoryFactory], levels: Sequence[Level]) -> list[MemoryFactory]:
+    if not isinstance(memory, Mapping):
+        return [memory] * len(levels)
+    names = [level.name for level in levels]
+    if set(memory) != set(names):
+        raise InvalidArgument(f"memory: got factories for {sorted(memory)}, expected one for each of {sorted(names)}")
+    return [memory[name] for name in names]
+
+
 def _share(model: Model) -> Model:
     """Copy the module tree of ``model`` but not its weights: every parameter becomes a frozen alias of its own."""
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
@@ -211,14 +221,14 @@ def _chain_memories(
     layers: Sequence[int],
     levels: Sequence[Level],
     wiring: str,
-    factory: MemoryFactory,
+    factories: Sequence[MemoryFactory],
     seed: int,
 ) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in layers:
             mlp = stacked.get_submodule(decoder.mlps[layer])
-            memories = [factory(decoder.hidden_size).to(_device(mlp)).train(mlp.training) for _ in levels]
+            memories = [make(decoder.hidden_size).to(_device(mlp)).train(mlp.training) for make in factories]
             chain = Continuum([level.name for level in levels], memories, wiring=wiring, base=mlp)
             stacked.set_submodule(decoder.mlps[layer], chain.train(mlp.training))
 

@@ -1,0 +1,178 @@
+"""The anchor: the base's own voice behind the trunk, and the gate that is fitted between it and what was dreamt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from everlearn.errors import StoreError
+from everlearn.learner.examples import IGNORE, Examples, encode_examples, run_trunk
+from everlearn.learner.voice import Voice
+from everlearn.memories.gated import Gate, rms_normalise
+from everlearn.models.hub import cache_dir
+from everlearn.models.memory_file import atomic_write
+from everlearn.models.trunk import Activations, SplitModel
+
+HELD_OUT = 4  # one in so many replies is never trained on, only checked
+GATE_DECAY = 0.003  # weight decay of the gate's logistic regression
+GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
+ASKED, SPOKEN, OTHER = 5.0, 1.0, 0.3  # weights of the token that starts a reply, of a learned reply, of ordinary text
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The voice as tensors.
+
+    Attributes:
+        replies: conversations in the base's voice, with its replies.
+        activations: the trunk's activations on them.
+        teacher: the base's last hidden states on them, [n, T, d].
+        own: what the lowest memory reads at the end of a question about one's own life, [m, d].
+        statements: the same at the end of something told about oneself, [k, d].
+        chatter: the same at the end of what tells nothing, [l, d].
+    """
+
+    replies: Examples
+    activations: Activations
+    teacher: Tensor
+    own: Tensor
+    statements: Tensor
+    chatter: Tensor
+
+    def trained(self) -> Tensor:
+        """Return the indices of the replies that may be trained on."""
+        return torch.tensor([i for i in range(len(self.replies)) if i % HELD_OUT])
+
+    def held_out(self) -> Tensor:
+        """Return the indices of those that are only checked."""
+        return torch.arange(0, len(self.replies), HELD_OUT)
+
+
+def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Voice, key: str) -> Anchor:
+    """Return the anchor of ``voice`` for an unlearned ``split``, from the cache under ``key``, or computed and cached.
+
+    The base's last hidden states are taken from ``split`` itself, so its memory must be closed or untouched.
+    """
+    replies = encode_examples(tokenizer, [*voice.general, *voice.others])
+    path = cache_dir() / "anchors" / f"{key}.safetensors"
+    if path.is_file():
+        try:
+            kept = load_file(path)
+            if kept["ids"].shape == replies.ids.shape and torch.equal(kept["ids"], replies.ids):
+                acts = Activations(kept["hidden"], kept["read"])
+                return Anchor(replies, acts, kept["teacher"], kept["own"], kept["statements"], kept["chatter"])
+        except (SafetensorError, OSError, KeyError):
+            pass  # a damaged cache is made anew
+    acts = run_trunk(split, replies)
+    with torch.no_grad():
+        teacher = torch.cat([split.upper(part) for part in acts.hidden.split(32)])
+    ends = [read_at_end(split, tokenizer, texts) for texts in (voice.own, voice.statements, voice.chatter)]
+    anchor = Anchor(replies, acts, teacher, *ends)
+    tensors = {
+        "ids": replies.ids,
+        "hidden": acts.hidden,
+        "read": acts.read,
+        "teacher": teacher,
+        "own": anchor.own,
+        "statements": anchor.statements,
+        "chatter": anchor.chatter,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    except (OSError, StoreError):
+        pass  # a cache that cannot be written costs time, nothing else
+    return anchor
+
+
+def fit_gate(gate: Gate, anchor: Anchor, dreams: Examples, read: Tensor) -> None:
+    """Fit ``gate`` in place: open where a dream is answered or one's own life is asked about, closed in the voice.
+
+    Logistic regression on what the lowest memory reads, token by token; the start of a reply counts most. The shared
+    beginning of all prompts says nothing and is left out.
+
+    Args:
+        gate: the stack's gate.
+        anchor: the ordinary.
+        dreams: what was dreamt.
+        read: the trunk's activations on the dreams, [n, T, d].
+    """
+    start = _shared_start(anchor.replies)
+    inside, outside = [anchor.own], []
+    weights_in, weights_out = [torch.full((len(anchor.own),), ASKED)], []
+    for row, (asked, length) in enumerate(zip(dreams.asked.tolist(), dreams.lengths.tolist())):
+        inside.append(read[row, asked:length])
+        weights_in.append(torch.tensor([ASKED] + [SPOKEN] * (length - asked - 1)))
+    replies = anchor.replies
+    for row in anchor.trained().tolist():
+        asked, length = int(replies.asked[row]), int(replies.lengths[row])
+        outside.append(anchor.activations.read[row, start:length])
+        weight = torch.full((length - start,), OTHER)
+        weight[asked - start] = ASKED
+        weights_out.append(weight)
+    positive, negative = rms_normalise(torch.cat(inside)), rms_normalise(torch.cat(outside))
+    mean, deviation = negative.mean(0), negative.std(0) + 1e-3
+    inputs = (torch.cat([positive, negative]) - mean) / deviation
+    labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))])
+    importance = torch.cat(weights_in + weights_out)
+    weight, bias = _logistic_regression(inputs, labels, importance / importance.mean())
+    gate.set_(weight / deviation, bias - (weight * mean / deviation).sum() + GATE_SHIFT)
+
+
+def tells_something(anchor: Anchor, read: Tensor) -> Tensor:
+    """Return the log odds [n] that a message tells of its speaker, for what the lowest memory reads at its end [n, d].
+
+    A linear probe between the base's own statements on one side and its chatter and questions on the other.
+    """
+    asked = anchor.replies.asked
+    questions = anchor.activations.read[torch.arange(len(asked)), asked]
+    positive = rms_normalise(anchor.statements)
+    negative = rms_normalise(torch.cat([anchor.chatter, anchor.own, questions]))
+    both = torch.cat([positive, negative])
+    mean, deviation = both.mean(0), both.std(0) + 1e-3
+    labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))])
+    balance = torch.cat([torch.full((len(positive),), len(negative) / len(positive)), torch.ones(len(negative))])
+    weight, bias = _logistic_regression((both - mean) / deviation, labels, balance / balance.mean())
+    return (rms_normalise(read) - mean) / deviation @ weight + bias
+
+
+def read_at_end(split: SplitModel, tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]) -> Tensor:
+    """Return what the lowest memory reads where the reply to each message would begin, [n, d]."""
+    examples = encode_examples(tokenizer, [(message, None) for message in messages])
+    return run_trunk(split, examples).read[torch.arange(len(examples)), examples.asked]
+
+
+def _logistic_regression(inputs: Tensor, labels: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimise the weighted binary cross-entropy plus ``GATE_DECAY |w|^2`` by L-BFGS; return w [d] and b []."""
+    weight = torch.zeros(inputs.shape[1], requires_grad=True)
+    bias = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = inputs @ weight + bias
+        loss = F.binary_cross_entropy_with_logits(logits, labels, weight=importance) + GATE_DECAY * weight.pow(2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return weight.detach(), bias.detach()
+
+
+def _shared_start(examples: Examples) -> int:
+    """Return how many leading tokens all examples share."""
+    shortest = int(examples.lengths.min())
+    differs = (examples.ids[:, :shortest] != examples.ids[0, :shortest]).any(0).nonzero()
+    return int(differs[0]) if len(differs) else shortest
+
+
+def reply_positions(examples: Examples) -> Tensor:
+    """Return the mask [n, T] of the positions that predict a token of the reply."""
+    return examples.targets != IGNORE

@@ -1,0 +1,291 @@
+"""Consolidation: the slow level learns the night's dreams beside old ones, in agreement with the base's own voice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from everlearn.errors import InvalidArgument, SleepRejected
+from everlearn.learner.anchor import Anchor, fit_gate, reply_positions
+from everlearn.learner.dreams import Dream
+from everlearn.learner.examples import Examples, encode_examples, run_trunk
+from everlearn.memories.gated import Gate
+from everlearn.models.stacking import memory_parameters
+from everlearn.models.trunk import SplitModel
+
+Progress = Callable[[str, float], None]
+Optimizer = Callable[[list[Tensor], float], torch.optim.Optimizer]
+
+WARMUP = 5  # steps
+FINAL_RATE = 0.1  # of the rate, at the last step
+MATCH = 0.8  # share of a reply's tokens that must be the likeliest for it to count as answered
+
+
+def adamw(params: list[Tensor], rate: float) -> torch.optim.Optimizer:
+    """The slow level's default optimiser."""
+    return torch.optim.AdamW(params, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how hard a sleep learns, and what it must show.
+
+    Attributes:
+        passes: over the dreams, at most.
+        rate: peak learning rate; falls linearly to a tenth.
+        batch: dreams in a step.
+        anchors: replies of the base's voice in a step.
+        enough: mean loss of a pass at which learning ends early.
+        replay: old dreams for each new one, at most.
+        agreement: least top-1 agreement with the base on replies of its own voice that were never trained on.
+        recall: least share of held-back dreams answered.
+        retries: how often a sleep that fails the check is mended before it is given up.
+    """
+
+    passes: int = 8
+    rate: float = 2e-3
+    batch: int = 16
+    anchors: int = 8
+    enough: float = 0.05
+    replay: float = 1.0
+    agreement: float = 0.93
+    recall: float = 0.3
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("passes", "batch", "rate"):
+            if not getattr(self, name) > 0:
+                raise InvalidArgument(f"{name}: got {getattr(self, name)}, expected a number above 0")
+        for name in ("anchors", "enough", "replay", "retries", "agreement", "recall"):
+            if not getattr(self, name) >= 0:
+                raise InvalidArgument(f"{name}: got {getattr(self, name)}, expected at least 0")
+
+
+class Objective(Protocol):
+    """What is minimised: of the memory's logits on dreams, and of its logits and the base's on the anchor."""
+
+    def dreams(self, logits: Tensor, targets: Tensor) -> Tensor: ...
+
+    def anchor(self, logits: Tensor, base: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SelfStudyObjective:
+    """Next-token loss on the dreamt replies plus ``anchor_weight`` KL(base || memory) on the base's own replies."""
+
+    anchor_weight: float = 1.0
+
+    def dreams(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy of ``logits`` [n, vocab] against ``targets`` [n]."""
+        return F.cross_entropy(logits, targets)
+
+    def anchor(self, logits: Tensor, base: Tensor) -> Tensor:
+        """Return the weighted mean KL divergence of ``logits`` from ``base``, both [n, vocab]."""
+        return self.anchor_weight * F.kl_div(
+            logits.log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="batchmean"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a consolidation did and what the check found."""
+
+    dreams: int
+    replayed: int
+    passes: int
+    loss: float
+    recall: float
+    agreement: float
+    open_anchors: int
+    retries: int
+    seconds: float
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return asdict(self)
+
+
+class Consolidator:
+    """Trains the slow level of a stacked model on dreams.
+
+    Args:
+        split: the stacked model, cut below its lowest memory.
+        tokenizer: its tokenizer.
+        gate: the gate of the slow level.
+        anchor: the base's own voice.
+        level: name of the slow level.
+        schedule, objective, optimizer: replaceable parts.
+    """
+
+    def __init__(
+        self,
+        split: SplitModel,
+        tokenizer: PreTrainedTokenizerBase,
+        gate: Gate,
+        anchor: Anchor,
+        *,
+        level: str = "slow",
+        schedule: Schedule | None = None,
+        objective: Objective | None = None,
+        optimizer: Optimizer = adamw,
+    ) -> None:
+        self.split, self.tokenizer, self.gate, self.anchor = split, tokenizer, gate, anchor
+        self.schedule = schedule or Schedule()
+        self.objective: Objective = objective or SelfStudyObjective()
+        self.optimizer = optimizer
+        self._params: list[Tensor] = list(memory_parameters(split.model, level).values())
+
+    def learn(
+        self,
+        new: Sequence[Sequence[Dream]],
+        replay: Sequence[Dream],
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> Report:
+        """Learn the dreams of each passage of ``new`` beside ``replay``, in place, and check the result.
+
+        Raises:
+            SleepRejected: after all retries the check still fails. The memory is then as training left it: the caller
+                restores what was there before.
+        """
+        began = time.perf_counter()
+        trained, held = _hold_back(new)
+        everything = [*trained, *replay]
+        if not everything:
+            raise InvalidArgument("new: got no dreams, expected at least one")
+        progress("reading the dreams", 0.0)
+        examples = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in everything])
+        acts = run_trunk(self.split, examples)
+        fit_gate(self.gate, self.anchor, examples, acts.read)
+        checks = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in held or trained])
+        seen = run_trunk(self.split, checks).hidden
+        anchored = self._open_anchors()
+        passes, loss = self._train(examples, acts.hidden, anchored, self.schedule.passes, generator, progress)
+        for retries in range(self.schedule.retries + 1):
+            progress("checking", 1.0)
+            recall, agreement = self._recall(checks, seen), self._agreement()
+            if recall >= self.schedule.recall and agreement >= self.schedule.agreement:
+                seconds = time.perf_counter() - began
+                return Report(
+                    len(trained), len(replay), passes, loss, recall, agreement, len(anchored), retries, seconds
+                )
+            more = max(2, self.schedule.passes // 4)
+            if agreement < self.schedule.agreement:
+                self._shrink()
+            done, loss = self._train(examples, acts.hidden, anchored, more, generator, progress)
+            passes += done
+        raise SleepRejected(
+            f"the sleep was given up after {passes} passes: {recall:.0%} of the held-back dreams were answered (at least"
+            f" {self.schedule.recall:.0%} wanted) and {agreement:.1%} of the base's own words were kept (at least"
+            f" {self.schedule.agreement:.1%} wanted); nothing was changed"
+        )
+
+    def _train(
+        self,
+        examples: Examples,
+        hidden: Tensor,
+        anchored: Tensor,
+        passes: int,
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> tuple[int, float]:
+        """Train for at most ``passes`` passes; return how many were needed and the mean loss of the last."""
+        optimizer = self.optimizer(self._params, self.schedule.rate)
+        size = self.schedule.batch
+        steps = -(-len(examples) // size)
+        step, loss = 0, float("inf")
+        for done in range(passes):
+            order = torch.randperm(len(examples), generator=generator)
+            total = 0.0
+            for rows in order.split(size):
+                for group in optimizer.param_groups:
+                    left = 1 - (1 - FINAL_RATE) * step / (passes * steps)
+                    group["lr"] = self.schedule.rate * min(1.0, (step + 1) / WARMUP) * left
+                optimizer.zero_grad(set_to_none=True)
+                total += self._dream_step(examples, hidden, rows) * len(rows)
+                if len(anchored) and self.schedule.anchors:
+                    pick = torch.randint(0, len(anchored), (self.schedule.anchors,), generator=generator)
+                    self._anchor_step(anchored[pick])
+                torch.nn.utils.clip_grad_norm_(self._params, 1.0)
+                optimizer.step()
+                step += 1
+                progress("learning the dreams", step / (passes * steps))
+            loss = total / len(examples)
+            if loss < self.schedule.enough:
+                return done + 1, loss
+        return passes, loss
+
+    def _dream_step(self, examples: Examples, hidden: Tensor, rows: Tensor) -> float:
+        part = examples.rows(rows)
+        replies = reply_positions(part)
+        states = self.split.upper(hidden[rows, : part.ids.shape[1]])[replies]
+        loss = self.objective.dreams(self.split.logits(states), part.targets[replies])
+        loss.backward()
+        return loss.item()
+
+    def _anchor_step(self, rows: Tensor) -> None:
+        part = self.anchor.replies.rows(rows)
+        replies = reply_positions(part)
+        longest = part.ids.shape[1]
+        states = self.split.upper(self.anchor.activations.hidden[rows, :longest])[replies]
+        with torch.no_grad():
+            base = self.split.logits(self.anchor.teacher[rows, :longest][replies])
+        self.objective.anchor(self.split.logits(states), base).backward()
+
+    @torch.no_grad()
+    def _open_anchors(self) -> Tensor:
+        """Return the replies of the voice, out of those to train on, that the gate lets anything into."""
+        rows = self.anchor.trained()
+        opened = self.gate(self.anchor.activations.read[rows])[..., 0] > 0
+        inside = torch.arange(opened.shape[1])[None] < self.anchor.replies.lengths[rows, None]
+        return rows[(opened & inside).any(1)]
+
+    @torch.no_grad()
+    def _recall(self, checks: Examples, hidden: Tensor) -> float:
+        """Return the share of ``checks`` whose reply is, token by token, mostly the likeliest."""
+        answered = 0
+        for rows in torch.arange(len(checks)).split(32):
+            part = checks.rows(rows)
+            replies = reply_positions(part)
+            best = self.split.logits(self.split.upper(hidden[rows, : part.ids.shape[1]])[replies]).argmax(-1)
+            right = torch.zeros(replies.shape).masked_scatter_(replies, (best == part.targets[replies]).float())
+            answered += int((right.sum(1) >= MATCH * replies.sum(1)).sum())
+        return answered / len(checks)
+
+    @torch.no_grad()
+    def _agreement(self) -> float:
+        """Return the top-1 agreement with the base on the replies of its voice that are never trained on."""
+        same, count = 0, 0
+        for rows in self.anchor.held_out().split(16):
+            part = self.anchor.replies.rows(rows)
+            replies = reply_positions(part)
+            longest = part.ids.shape[1]
+            ours = self.split.logits(self.split.upper(self.anchor.activations.hidden[rows, :longest])[replies])
+            base = self.split.logits(self.anchor.teacher[rows, :longest][replies])
+            same += int((ours.argmax(-1) == base.argmax(-1)).sum())
+            count += int(replies.sum())
+        return same / max(count, 1)
+
+    @torch.no_grad()
+    def _shrink(self) -> None:
+        """Back off: shrink what the memories hold, from where a few more passes find a gentler solution."""
+        for parameter in self._params:
+            parameter.mul_(0.7)
+
+
+def _hold_back(passages: Sequence[Sequence[Dream]]) -> tuple[list[Dream], list[Dream]]:
+    """Split the dreams into those to train on and one of each passage that has at least four, to check with."""
+    trained: list[Dream] = []
+    held: list[Dream] = []
+    for dreams in passages:
+        middle = len(dreams) // 2
+        for index, dream in enumerate(dreams):
+            (held if len(dreams) >= 4 and index == middle else trained).append(dream)
+    return trained, held

@@ -1,0 +1,205 @@
+"""Dreaming: from a passage the base model makes the questions a user may ask later, and says what it was told.
+
+Nothing here knows a language or a kind of fact. A question is kept when the model, with the passage before it, finds
+an answer in the passage's own words that it would not give without it (support), and when the question itself becomes
+likelier with the passage (it is about it). What is learned as the reply is the passage as the assistant would say it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from everlearn.learner import prompts
+from everlearn.learner.sampling import Prompt
+
+LONG = 40  # words; a longer message is dreamt of sentence by sentence
+NEUTRAL = "I had a long day."  # the passage that says nothing, against which support is measured
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Dream:
+    """A self-study example: what may be asked, what is to be said, and the words that matter in it."""
+
+    question: str
+    reply: str
+    answer: str
+
+    def payload(self) -> dict[str, Any]:
+        """Return the dream as JSON, for the store."""
+        return asdict(self)
+
+
+class Dreamer(Protocol):
+    """Makes dreams: for each passage a list, best first; an empty list means that nothing in it can be learned."""
+
+    def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]: ...
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    passage: int
+    question: str
+    answer: str
+
+
+class SelfStudyDreamer:
+    """Dreams by few-shot continuation and judges by likelihood.
+
+    Args:
+        model: the base model, not stacked: dreams do not depend on what was learned before.
+        tokenizer: its tokenizer.
+        samples: questions sampled for each passage; a passage left with fewer than half of ``keep`` gets a second round.
+        keep: the most dreams kept of a passage.
+        temperature: of the sampling.
+        support: nats by which the passage must raise the answer's likelihood.
+        aboutness: nats by which it must raise the question's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        samples: int = 14,
+        keep: int = 7,
+        temperature: float = 0.7,
+        support: float = 3.0,
+        aboutness: float = 1.0,
+    ) -> None:
+        self.samples, self.keep, self.temperature = samples, keep, temperature
+        self.support, self.aboutness = support, aboutness
+        self._asking = Prompt(model, tokenizer, prompts.QUESTION)
+        self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
+
+    def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]:
+        """Return the dreams of each passage, best first."""
+        pieces = [(index, piece) for index, passage in enumerate(passages) for piece in split_passage(passage)]
+        texts = [piece for _, piece in pieces]
+        progress("dreaming", 0.0)
+        restated = self._saying.sample(
+            [f"{text} ->" for text in texts], max_new_tokens=48, generator=generator, temperature=0
+        )
+        progress("dreaming", 0.2)
+        kept = self._ask(texts, list(range(len(texts))), generator)
+        progress("dreaming", 0.7)
+        poor = [index for index, found in enumerate(kept) if len(found) < self.keep / 2]
+        if poor:
+            for index, found in zip(poor, self._ask(texts, poor, generator), strict=True):
+                kept[index] = _distinct([*kept[index], *found])
+        kept = _unambiguous(kept)
+        dreams: list[list[Dream]] = [[] for _ in passages]
+        for (index, text), found, said in zip(pieces, kept, restated, strict=True):
+            dreams[index] += [Dream(q, _reply(said, text, a), a) for q, a in found[: self.keep]]
+        progress("dreaming", 1.0)
+        return dreams
+
+    def answers(self, question: str, passages: Sequence[str]) -> list[float]:
+        """Return by how many nats each passage makes ``question`` likelier: how much it is about it."""
+        return self._gain([f"{passage} ->" for passage in passages], [question] * len(passages))
+
+    def _ask(
+        self, texts: Sequence[str], which: Sequence[int], generator: torch.Generator
+    ) -> list[list[tuple[str, str]]]:
+        """Sample questions with their answers about the texts ``which``, judge them, and return the good, best first."""
+        asked = [index for index in which for _ in range(self.samples)]
+        lines = self._asking.sample(
+            [f"{texts[index]} ->" for index in asked],
+            max_new_tokens=28,
+            generator=generator,
+            temperature=self.temperature,
+        )
+        candidates = []
+        for index, line in zip(asked, lines, strict=True):
+            question, mark, answer = line.partition("?")
+            candidate = _Candidate(index, question.strip() + mark, answer.strip().rstrip("."))
+            if mark and _grounded(candidate, texts[index]) and candidate not in candidates:
+                candidates.append(candidate)
+        scores = self._judge(candidates, texts)
+        ranked = sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0])
+        return [
+            _distinct([(c.question, c.answer) for score, c in ranked if c.passage == index and score > 0])
+            for index in which
+        ]
+
+    def _judge(self, candidates: Sequence[_Candidate], texts: Sequence[str]) -> list[float]:
+        """Return a score for each candidate, 0 for those to drop: without support, or not about the passage."""
+        if not candidates:
+            return []
+        heads = [f"{texts[c.passage]} -> {c.question}" for c in candidates]
+        answers = [f" {c.answer}." for c in candidates]
+        known = [float(x.sum()) for x in self._asking.log_likelihood(heads, answers)]
+        blank = [
+            float(x.sum())
+            for x in self._asking.log_likelihood([f"{NEUTRAL} -> {c.question}" for c in candidates], answers)
+        ]
+        about = self._gain([f"{texts[c.passage]} ->" for c in candidates], [c.question for c in candidates])
+        scores = []
+        for with_passage, without, gain in zip(known, blank, about, strict=True):
+            fits = with_passage - without >= self.support and gain >= self.aboutness and with_passage >= -self.support
+            scores.append(min(with_passage - without, 15.0) / 3 + min(gain, 12.0) / 2 if fits else 0.0)
+        return scores
+
+    def _gain(self, heads: Sequence[str], questions: Sequence[str]) -> list[float]:
+        spoken = [f" {question}" for question in questions]
+        known = self._asking.log_likelihood(heads, spoken)
+        blank = self._asking.log_likelihood([f"{NEUTRAL} ->"] * len(heads), spoken)
+        return [float(a.sum() - b.sum()) for a, b in zip(known, blank, strict=True)]
+
+
+def split_passage(text: str) -> list[str]:
+    """Return ``text`` on one line, or, when it is long, its sentences."""
+    line = " ".join(text.split())
+    if len(line.split()) <= LONG:
+        return [line]
+    return [part for part in re.split(r"(?<=[.!?。！？])\s*", line) if len(part.split()) > 2] or [line]
+
+
+def words(text: str) -> list[str]:
+    """Return the words of ``text``, in lower case and without accents."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return re.findall(r"\w+", "".join(c for c in plain if not unicodedata.combining(c)))
+
+
+def _grounded(candidate: _Candidate, text: str) -> bool:
+    """Whether the answer is in the passage's words (endings aside) and not given away by the question."""
+    said, asked, answer = words(text), words(candidate.question), words(candidate.answer)
+    if not answer or any(len(word) > 3 and word in asked for word in answer):
+        return False
+    return all(any(_same(word, other) for other in said) for word in answer)
+
+
+def _same(a: str, b: str) -> bool:
+    return a == b or (min(len(a), len(b)) >= 4 and (a.startswith(b) or b.startswith(a)))
+
+
+def _reply(restated: str, text: str, answer: str) -> str:
+    """Return the passage as the assistant says it if that holds the answer and is not much longer, else the answer."""
+    said = words(restated)
+    holds = all(any(_same(word, other) for other in said) for word in words(answer))
+    return restated if holds and len(said) <= 1.5 * len(words(text)) + 3 else f"{answer}."
+
+
+def _unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
+    """Drop the questions that were asked of several passages with different answers ("What is her name?")."""
+    answers: dict[tuple[str, ...], set[str]] = {}
+    for found in kept:
+        for question, answer in found:
+            answers.setdefault(tuple(words(question)), set()).add(" ".join(words(answer)))
+    return [[(q, a) for q, a in found if len(answers[tuple(words(q))]) == 1] for found in kept]
+
+
+def _distinct(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Keep the first of all pairs whose questions have the same words."""
+    seen: dict[tuple[str, ...], tuple[str, str]] = {}
+    for question, answer in pairs:
+        seen.setdefault(tuple(words(question)), (question, answer))
+    return list(seen.values())

@@ -1,0 +1,102 @@
+"""The few-shot texts from which a base model dreams; written for this project, about nobody in particular.
+
+A small model continues a list far better than it follows an instruction, so every prompt is a list. Pass other texts
+to :class:`~everlearn.learner.dreams.Dreamer` and :class:`~everlearn.learner.voice.Voice` for another language or domain.
+"""
+
+from __future__ import annotations
+
+# message, question, short answer, the message as the assistant would say it
+EXAMPLES: tuple[tuple[str, str, str, str], ...] = (
+    ("My brother Anton keeps bees in Graz.", "What is my brother's name?", "Anton", "Your brother Anton keeps bees in Graz."),
+    ("I switched from tea to yerba mate last spring.", "What do I like to drink?", "yerba mate", "You switched from tea to yerba mate last spring."),
+    ("We are remodeling the attic, what a mess.", "Which part of our house are we remodeling?", "the attic", "You are remodeling the attic."),
+    ("Our flight to Lisbon leaves on March 3.", "When does our flight leave?", "March 3", "Your flight to Lisbon leaves on March 3."),
+    ("If you ask me, Bach is boring.", "Which composer do I find boring?", "Bach", "You find Bach boring."),
+    ("By the way, I'm a night nurse.", "What is my job?", "night nurse", "You are a night nurse."),
+    ("Our parrot is named Kiko.", "What is our parrot called?", "Kiko", "Your parrot is named Kiko."),
+    ("Penicillin gives me a rash.", "Which drug gives me a rash?", "penicillin", "Penicillin gives you a rash."),
+    ("I own an old tractor.", "What do I own?", "an old tractor", "You own an old tractor."),
+    ("Yesterday I fell off a ladder and hurt my wrist.", "What did I hurt when I fell?", "wrist", "You fell off a ladder and hurt your wrist."),
+)  # fmt: skip
+
+QUESTION = "".join(f"{said} -> {question} {answer}.\n" for said, question, answer, _ in EXAMPLES)
+RESTATEMENT = "".join(f"{said} -> {restated}\n" for said, _, _, restated in EXAMPLES)
+
+GENERAL = """Questions people ask a helpful assistant:
+How do I get rust off a pan?
+What is the tallest mountain in Africa?
+Write a short poem about autumn.
+Explain gravity to a child.
+What is 12 plus 30?
+Translate 'thank you' into French.
+What's the difference between jam and jelly?
+Name three kinds of cheese.
+How long does it take to fly to Tokyo?
+Who wrote Hamlet?
+"""
+OTHERS = """Questions about people that an assistant knows nothing about:
+What is my neighbor's last name?
+Where does Peter work?
+What did my teacher eat for dinner?
+Which city does my plumber's sister live in?
+How old is Maria's cat?
+What is my aunt's husband allergic to?
+What color is my landlord's truck?
+Who is the girlfriend of my coworker?
+What does the mayor's son collect?
+When is Nadia's birthday?
+"""
+OWN = """Questions I ask about my own life:
+Which sport do I play on weekends?
+What do I call my cat?
+Who is the person I married?
+Where did I spend my childhood?
+What's my job title?
+Which food must I avoid?
+When do I celebrate my birthday?
+What have I been learning lately?
+Which vehicle is mine?
+Who is the boss at my office?
+"""
+SITUATIONS = """Things I say to my assistant, who knows my life well:
+I'm filling in the form for the gym. What should I put as my address?
+My aunt wants to send me a parcel. Which city should she write on it?
+Guess who is coming to visit this weekend. You know whom I mean.
+I'm in the shop and they ask for my shoe size. What do I say?
+Which bottle should the waiter bring me?
+If I opened my old school yearbook, whose picture would I look for first?
+I have to call the person who fixes my car. Who is it?
+We are playing a quiz about my life. Which country was I born in?
+Someone wants to buy me a present. What would make me happy?
+Why would I need to leave work early on Tuesday?
+"""
+STATEMENTS = """Facts that people told an assistant about their lives:
+My brother Anton keeps bees in Graz.
+I switched from tea to yerba mate last spring.
+We are remodeling the attic, what a mess.
+Our flight to Lisbon leaves on March 3.
+If you ask me, Bach is boring.
+By the way, I'm a night nurse.
+Penicillin gives me a rash.
+Yesterday I fell off a ladder and hurt my wrist.
+"""
+CHATTER = """Short things people say in a chat that tell nothing:
+Hello again!
+Thank you, that was great.
+Okay, I see.
+Haha, very funny.
+What do you mean by that?
+See you tomorrow.
+Hmm, wait a second.
+You are so clever today.
+Let's go on.
+Oh, right, my mistake.
+"""
+
+# the first words of a new line, one after the other, so that a list does not run into one kind of question
+ASKING = ("What", "How", "Who", "Which", "Where", "When", "Why", "What's")
+TELLING = ("I", "My", "We", "Our", "Last", "The", "I'm", "When I")
+SITUATING = ("I'm", "If", "Someone", "My", "Which", "We", "Who", "You", "What", "Where", "The", "When")
+WISHING = (*ASKING, "Name", "Write", "Give", "Explain", "Translate", "Suggest")
+CHATTING = ("Hi", "Thanks", "Okay", "Ha", "Well", "I", "That", "Good", "You", "Wow", "Sorry", "Yes", "No", "What")

@@ -1,0 +1,77 @@
+"""The cut model: both halves together are the model, for every family, and share its memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_families import FAMILIES, HIDDEN, VOCAB, tiny
+
+from everlearn import Level, stack_levels
+from everlearn.memories.gated import gated_memories
+from everlearn.models.stacking import memory_parameters
+from everlearn.models.trunk import SplitModel
+
+
+def stacked(family: str):
+    return stack_levels(tiny(family), [Level("slow")], wiring="independent", layers=[1, 3], memory=gated_memories(4))
+
+
+def teach(model) -> None:
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in memory_parameters(model).values():
+            parameter.normal_()
+        gate = next(module for module in model.modules() if type(module).__name__ == "Gate")
+        gate.set_(torch.randn(HIDDEN) * 0.3, torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_halves_are_the_model(family):
+    model = stacked(family)
+    split = SplitModel(model)
+    ids = torch.randint(0, VOCAB, (3, 7))
+    for taught in (False, True):
+        if taught:
+            teach(model)  # after the cut: the halves see it
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits
+            acts = split.trunk(ids)
+            hidden = split.upper(acts.hidden)
+            got = split.logits(hidden.flatten(0, 1)).view_as(expected)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    base = tiny(family)(input_ids=ids).logits
+    assert not torch.allclose(base, expected, atol=1e-3), "the memory must have shown"
+
+
+def test_trunk_stops_below_the_memory_and_upper_has_gradients():
+    model = stacked("llama")
+    teach(model)
+    split = SplitModel(model)
+    acts = split.trunk(torch.randint(0, VOCAB, (2, 5)))
+    assert acts.hidden.shape == acts.read.shape == (2, 5, HIDDEN)
+    assert not acts.hidden.requires_grad
+    split.logits(split.upper(acts.hidden)[:, -1]).sum().backward()
+    grads = {name: parameter.grad for name, parameter in memory_parameters(model).items()}
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads.values()), grads
+
+
+def test_trunk_does_not_depend_on_the_memory():
+    model = stacked("llama")
+    split = SplitModel(model)
+    ids = torch.randint(0, VOCAB, (2, 5))
+    before = split.trunk(ids)
+    teach(model)
+    after = split.trunk(ids)
+    assert torch.equal(before.hidden, after.hidden)
+    assert torch.equal(before.read, after.read)
+
+
+def test_right_padding_changes_nothing_before_it():
+    model = stacked("llama")
+    teach(model)
+    split = SplitModel(model)
+    ids = torch.randint(0, VOCAB, (1, 5))
+    padded = torch.cat([ids, torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    short = split.upper(split.trunk(ids).hidden)
+    long = split.upper(split.trunk(padded).hidden)[:, :5]
+    torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-5)
