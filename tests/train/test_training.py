@@ -1,0 +1,126 @@
+"""Training end to end at a tiny size: it learns, resumes, agrees between one and two processes, and generates."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from everlearn.errors import InvalidArgument, ModelNotFound
+from everlearn.models.hope import HopeConfig, HopeForCausalLM
+from everlearn.optim.multi_frequency import MultiFrequency
+from everlearn.train import generate, train
+from everlearn.train.trainer import make_optimizer
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "chunk_size": 8}
+RUN = {"length": 16, "batch_size": 4, "vocab_size": 257, "lr": 1e-2, "cpu": True, "log_every": 1, **TINY}
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book"
+    path.mkdir()
+    (path / "a.txt").write_text("the cat sat on the mat. " * 60, encoding="utf-8")
+    (path / "b.txt").write_text("a dog ran to the door. " * 60, encoding="utf-8")
+    return path
+
+
+def losses(result):
+    return [entry["loss"] for entry in result.history]
+
+
+@pytest.mark.parametrize("model", ["hope-tiny", "transformer-tiny"])
+def test_learns_saves_and_generates(model, book, tmp_path):
+    out = tmp_path / "out"
+    result = train(model, book, tokens=64 * 25, out=out, **RUN)
+    assert result.tokens == 64 * 25
+    assert result.steps == len(result.history) == 25
+    assert losses(result)[0] > 5 > 4 > losses(result)[-1]
+    assert result.held_out_loss < 4
+    assert json.loads((out / "result.json").read_text())["held_out_loss"] == result.held_out_loss
+    saved = AutoModelForCausalLM.from_pretrained(out)
+    assert sum(p.numel() for p in saved.parameters()) == result.parameters
+    text = generate(out, "the cat", max_new_tokens=5, temperature=0.0)
+    assert text == generate(out, "the cat", max_new_tokens=5, temperature=0.0)
+    assert generate(out, "", max_new_tokens=5, seed=1) == generate(out, "", max_new_tokens=5, seed=1)
+
+
+def test_resuming_continues_the_same_curve(book, tmp_path):
+    """Cut off after a checkpoint, and the rest is as if it had not been: levels' clocks and sums included."""
+    run = {**RUN, "cms_periods": [1, 64 * 3]}
+    whole = train("hope-tiny", book, tokens=64 * 8, out=tmp_path / "whole", save_every=4, **run)
+    for name in ("tokenizer.json", "tokenizer_config.json", "checkpoint-4"):
+        source, target = tmp_path / "whole" / name, tmp_path / "cut" / name
+        target.parent.mkdir(exist_ok=True)
+        source.rename(target)
+    cut = train("hope-tiny", book, tokens=64 * 8, out=tmp_path / "cut", **run)
+    assert losses(cut) == pytest.approx(losses(whole), abs=1e-4)
+    assert cut.held_out_loss == pytest.approx(whole.held_out_loss, abs=1e-5)
+
+
+def test_levels_step_on_their_own_clocks():
+    model = HopeForCausalLM(HopeConfig(vocab_size=300, **TINY, cms_periods=[1, 20]))
+    optimizer = make_optimizer(model, 1e-2, 0.1, tokens_per_step=10)
+    assert isinstance(optimizer, MultiFrequency)
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters()}
+    assert len(grouped) == len(set(map(id, grouped)))
+    slow, fast = (model.level_parameters()[name][0] for name in ("level2", "level1"))
+    for step in range(1, 5):
+        before = slow.detach().clone(), fast.detach().clone()
+        ids = torch.randint(0, 300, (1, 10))
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        assert torch.equal(before[0], slow) == (step % 2 == 1)
+        assert not torch.equal(before[1], fast)
+    decays = {group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {0.0, 0.1}
+    assert isinstance(make_optimizer(HopeForCausalLM(HopeConfig(**TINY)), 1e-2, 0.1, 10), torch.optim.AdamW)
+
+
+def test_bad_arguments_are_named(book, tmp_path):
+    with pytest.raises(InvalidArgument, match="tokens"):
+        train("hope-tiny", book, tokens=0, out=tmp_path)
+    with pytest.raises(InvalidArgument, match="'colour'"):
+        train("hope-tiny", book, tokens=10, out=tmp_path, cpu=True, colour=1)
+    with pytest.raises(InvalidArgument, match="'hope-9b'"):
+        train("hope-9b", book, tokens=10, out=tmp_path, cpu=True)
+    with pytest.raises(InvalidArgument, match="besides a configuration"):
+        train(HopeConfig(**TINY), book, tokens=10, out=tmp_path, cpu=True, hidden_size=8)
+    with pytest.raises(ModelNotFound, match="holds no model"):
+        generate(tmp_path / "nowhere", "x")
+    with pytest.raises(InvalidArgument, match="max_new_tokens"):
+        generate(tmp_path, "x", max_new_tokens=0)
+
+
+SCRIPT = """
+import sys
+from everlearn.train import train
+train("hope-tiny", sys.argv[1], tokens=64 * 6, out=sys.argv[2], batch_size=int(sys.argv[3]), length=16, vocab_size=257,
+      lr=1e-2, cpu=True, log_every=1, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+      chunk_size=8, cms_periods=[1, 128])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_of_one(book, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    found = []
+    for processes, batch in ((1, "4"), (2, "2")):
+        out = tmp_path / f"out{processes}"
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29571"]
+        command = [sys.executable, *(launch if processes > 1 else []), str(script), str(book), str(out), batch]
+        subprocess.run(
+            command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True
+        )
+        found.append(json.loads((out / "result.json").read_text()))
+    one, two = found
+    assert [e["loss"] for e in two["history"]] == pytest.approx([e["loss"] for e in one["history"]], abs=2e-4)
+    assert two["held_out_loss"] == pytest.approx(one["held_out_loss"], abs=1e-4)
+    assert two["tokens"] == one["tokens"]
