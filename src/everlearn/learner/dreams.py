@@ -43,6 +43,8 @@ class Dreamer(Protocol):
 
     def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]: ...
 
+    def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]: ...
+
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -102,9 +104,9 @@ class SelfStudyDreamer:
         progress("dreaming", 1.0)
         return dreams
 
-    def answers(self, question: str, passages: Sequence[str]) -> list[float]:
-        """Return by how many nats each passage makes ``question`` likelier: how much it is about it."""
-        return self._gain([f"{passage} ->" for passage in passages], [question] * len(passages))
+    def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]:
+        """Return by how many nats each passage makes the question beside it likelier."""
+        return self._gain([f"{passage} ->" for passage in passages], questions)
 
     def _ask(
         self, texts: Sequence[str], which: Sequence[int], generator: torch.Generator

@@ -44,7 +44,7 @@ class SplitModel:
         self.model = model
         self._memory = continua(model)[layer]
         self._blocks = cast(nn.ModuleList, model.get_submodule(blocks_path))
-        self._layer = layer
+        self.layer = layer
         memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
         self._upper = copy.deepcopy(model, memo)
         self._given = _Given()
@@ -68,11 +68,11 @@ class SplitModel:
             raise _Reached
 
         hooks = [
-            self._blocks[self._layer].register_forward_pre_hook(block, with_kwargs=True),
+            self._blocks[self.layer].register_forward_pre_hook(block, with_kwargs=True),
             self._memory.register_forward_pre_hook(memory),
         ]
-        if self._layer:
-            hooks.append(self._blocks[self._layer - 1].register_forward_hook(self._given.learn_format))
+        if self.layer:
+            hooks.append(self._blocks[self.layer - 1].register_forward_hook(self._given.learn_format))
         try:
             self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
         except _Reached:

@@ -99,6 +99,12 @@ class MemoryStore:
         """A copy of the free-form settings."""
         return dict(self._about["settings"])
 
+    def set_base(self, base: Mapping[str, Any]) -> None:
+        """Record the base model (JSON), durably, if none is recorded yet."""
+        with self._writing():
+            if self.base is None:
+                self._save_about(base=json_object("base", base))
+
     def update_settings(self, **settings: Any) -> None:
         """Set some settings (JSON values), durably."""
         with self._writing():
