@@ -19,6 +19,7 @@ from everlearn.learner.anchor import Anchor, load_anchor
 from everlearn.learner.chat import Message, stream_reply
 from everlearn.learner.consolidation import Consolidator, Objective, Optimizer, Report, Schedule, adamw
 from everlearn.learner.dreams import Dream, Dreamer, SelfStudyDreamer
+from everlearn.learner.journal import diff_nights, find_observations
 from everlearn.learner.night import Kept, choose_replay, kept_dreams, superseded
 from everlearn.learner.sampling import encode
 from everlearn.learner.selection import Selector, SurpriseSelector
@@ -479,47 +480,6 @@ class Learner:
             objective=self._objective,
             optimizer=self._optimizer,
         )
-
-
-def find_observations(live: Sequence[Observation], words: str) -> list[int]:
-    """Return the id of the one observation of ``live`` that ``words`` mean: its whole text, or a part of it alone.
-
-    Raises:
-        InvalidArgument: none fits, or several do (lists them).
-    """
-    sought = " ".join(words.casefold().split())
-    if not sought:
-        raise InvalidArgument("what: got nothing, expected the words or the id of an observation")
-    texts = {item.id: " ".join(item.text.casefold().split()) for item in live}
-    exact = [number for number, text in texts.items() if text == sought]
-    if exact:
-        return exact
-    fitting = [number for number, text in texts.items() if sought in text]
-    if len(fitting) == 1:
-        return fitting
-    if not fitting:
-        raise InvalidArgument(f"what: nothing that was told contains {words!r}; `everlearn history` lists it all")
-    listed = "; ".join(f"{item.id}: {item.text!r}" for item in live if item.id in fitting)
-    raise InvalidArgument(f"what: {words!r} is in {len(fitting)} observations, name one by its id or its text: {listed}")
-
-
-def diff_nights(store: MemoryStore, old: int, new: int | None = None) -> dict[str, Any]:
-    """Return what separates night ``old`` from ``new`` (default: the current one): learned, lost, heard since."""
-    new = store.head if new is None else new
-    before = {item.id: item for item in store.history(old)}
-    after = store.history(new)
-
-    def named(items: Iterator[Observation]) -> list[dict[str, Any]]:
-        return [{"id": item.id, "text": item.text} for item in items]
-
-    known = "consolidated"
-    return {
-        "old": old,
-        "new": new,
-        "learned": named(o for o in after if o.state == known and before[o.id].state != known),
-        "unlearned": named(o for o in after if o.state != known and before[o.id].state == known),
-        "unchanged": sum(o.state == known and before[o.id].state == known for o in after),
-    }
 
 
 def _name(model: PreTrainedModel) -> str:
