@@ -15,6 +15,7 @@ from everlearn.errors import InvalidArgument, ModelNotFound
 from everlearn.models.hope import HopeConfig, HopeForCausalLM
 from everlearn.optim.multi_frequency import MultiFrequency
 from everlearn.train import generate, train
+from everlearn.train.data import load_corpus, load_tokenizer, pack
 from everlearn.train.trainer import make_optimizer
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "chunk_size": 8}
@@ -45,6 +46,11 @@ def test_learns_saves_and_generates(model, book, tmp_path):
     assert json.loads((out / "result.json").read_text())["held_out_loss"] == result.held_out_loss
     saved = AutoModelForCausalLM.from_pretrained(out)
     assert sum(p.numel() for p in saved.parameters()) == result.parameters
+    held = pack(load_corpus(book).held_out, load_tokenizer(out), 16)
+    expected = [saved(**{name: value[None] for name, value in row.items()}).loss.item() for row in held]
+    kept = [(row["document_ids"][1:] == row["document_ids"][:-1]).sum().item() for row in held]
+    mean = sum(loss * n for loss, n in zip(expected, kept)) / sum(kept)
+    assert result.held_out_loss == pytest.approx(mean, abs=1e-5)
     text = generate(out, "the cat", max_new_tokens=5, temperature=0.0)
     assert text == generate(out, "the cat", max_new_tokens=5, temperature=0.0)
     assert generate(out, "", max_new_tokens=5, seed=1) == generate(out, "", max_new_tokens=5, seed=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from transformers import Trainer
@@ -11,6 +12,7 @@ from transformers import Trainer
 from everlearn.levels import Level
 from everlearn.models.backbone import BackboneForCausalLM
 from everlearn.optim.multi_frequency import MultiFrequency
+from everlearn.train.data import PackedRows
 
 __all__ = ["LevelTrainer", "make_optimizer"]
 
@@ -48,7 +50,7 @@ def make_optimizer(model: BackboneForCausalLM, lr: float, weight_decay: float, t
 
 
 class LevelTrainer(Trainer):
-    """A Trainer whose optimiser is :func:`make_optimizer`'s."""
+    """A Trainer whose optimiser is :func:`make_optimizer`'s, and which measures held-out loss exactly."""
 
     def __init__(self, *args: Any, tokens_per_step: int, **kwargs: Any) -> None:
         self.tokens_per_step = tokens_per_step
@@ -62,3 +64,25 @@ class LevelTrainer(Trainer):
             args = self.args
             self.optimizer = make_optimizer(target, args.learning_rate, args.weight_decay, self.tokens_per_step)
         return self.optimizer
+
+    @torch.no_grad()
+    def held_out_loss(self, rows: PackedRows) -> float:
+        """Mean loss a predicted token in nats over all ``rows``, the same for any number of processes."""
+        model: Any = self.model
+        training, model = model.training, model.eval()
+        rank, world, size = self.accelerator.process_index, self.accelerator.num_processes, self.args.eval_batch_size
+        mine = list(range(rank, len(rows), world))
+        totals = torch.zeros(2, dtype=torch.float64)
+        for i in range(0, len(mine), size):
+            ids = rows.tokens[mine[i : i + size]]
+            documents = rows.documents[mine[i : i + size]]
+            inputs = {"input_ids": ids, "labels": ids, "document_ids": documents}
+            inputs = {name: value.to(self.args.device) for name, value in inputs.items()}
+            with self.compute_loss_context_manager():
+                loss = model(**inputs, use_cache=False, num_items_in_batch=1).loss  # the sum
+            counted = (documents[:, 1:] == documents[:, :-1]).sum()
+            totals += torch.tensor([loss.item(), counted.item()], dtype=torch.float64)
+        model.train(training)
+        device = "cpu" if self.args.device.type == "mps" else self.args.device  # no float64 there
+        summed: Any = self.accelerator.reduce(totals.to(device), reduction="sum")
+        return (summed[0] / summed[1]).item()

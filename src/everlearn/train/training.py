@@ -141,12 +141,11 @@ def train(
         made,
         arguments,
         train_dataset=pack(corpus.train, encoder, length),
-        eval_dataset=pack(corpus.held_out, encoder, _held_out_length(corpus, encoder, length)),
         tokens_per_step=per_step,
     )
     checkpoint = get_last_checkpoint(str(out)) if resume and out.is_dir() else None
     run = trainer.train(resume_from_checkpoint=checkpoint)
-    held_out_loss = trainer.evaluate()["eval_loss"]
+    held_out_loss = trainer.held_out_loss(pack(corpus.held_out, encoder, _held_out_length(corpus, encoder, length)))
     trainer.save_model()
     result = TrainResult(
         out=str(out),
