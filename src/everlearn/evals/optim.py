@@ -10,11 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +19,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from everlearn import __version__
 from everlearn.errors import InvalidArgument
 from everlearn.evals.optim_plots import draw_curves, draw_surface
 from everlearn.evals.optim_tasks import CharacterLM, Digits, OrthogonalTasks, OscillatingSurface, Problem
+from everlearn.evals.results import interval, provenance, write_json, write_text
 from everlearn.optim import OPTIMIZERS, create
 
 Progress = Callable[[int, int, str], None]
@@ -233,45 +228,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {name} | {mine[0]['lr']:.3g} | " + " | ".join([*cells, seconds]) + " |")
         lines.append("")
     return "\n".join(lines)
-
-
-def interval(values: list[float | None]) -> str:
-    """Return "mean +- half-width" of the 95% t-interval over seeds; "diverged" where a seed did."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return "diverged"
-    if len(known) == 1:
-        return f"{known[0]:.4g}"
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(known) - 1) * statistics.stdev(known) / len(known) ** 0.5
-    return f"{statistics.mean(known):.4g} ± {half:.2g}"
-
-
-@functools.cache
-def provenance() -> dict[str, Any]:
-    """Return the command, commit, machine and library versions of this process."""
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return {
-        "versions": {"everlearn": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "commit": git.stdout.strip(),
-        "command": " ".join(sys.argv),
-    }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that it is there whole or not at all; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def _or_none(value: float) -> float | None:

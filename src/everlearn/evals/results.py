@@ -1,0 +1,144 @@
+"""What every evaluation shares: one results file that is never half written, its rows, intervals, and provenance.
+
+A results file is JSON: ``suite``, ``version``, ``complete`` (false until the very end), ``protocol`` (what must agree
+for rows to be comparable), ``provenance``, ``rows`` (one a measurement, each with the keys that name it) and, once
+complete, ``summary``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everlearn import __version__
+from everlearn.errors import InvalidArgument
+
+Row = dict[str, Any]
+
+
+class Results:
+    """A results file that grows row by row; each row is on disk, in a whole file, before :meth:`add` returns.
+
+    Args:
+        path: the JSON file; made if there is none, continued if it is there.
+        suite: name of the evaluation.
+        version: of its protocol's code.
+        protocol: JSON; what must agree for old rows to count.
+        keys: names of the columns that together name a row.
+
+    Raises:
+        InvalidArgument: the file is of another suite, version or protocol, or no results file at all.
+    """
+
+    def __init__(
+        self, path: Path, *, suite: str, version: int, protocol: Mapping[str, Any], keys: Sequence[str]
+    ) -> None:
+        self.path, self.keys = Path(path), tuple(keys)
+        head = {"suite": suite, "version": version, "protocol": json.loads(json.dumps(protocol))}
+        self.rows: list[Row] = []
+        if self.path.exists():
+            self.rows = _continued(self.path, head)
+        self._head = {**head, "provenance": provenance()}
+
+    def find(self, *values: Any) -> Row | None:
+        """Return the row that ``values`` (in the order of ``keys``) name, or None."""
+        return next((row for row in self.rows if tuple(row[key] for key in self.keys) == values), None)
+
+    def add(self, row: Row) -> None:
+        """Add a row; the file is incomplete again."""
+        self.rows.append(json.loads(json.dumps(row, allow_nan=False)))
+        self._write({"complete": False})
+
+    def finish(self, summary: Any) -> None:
+        """Mark the file complete, with its summary."""
+        self._write({"complete": True, "summary": summary})
+
+    def _write(self, state: dict[str, Any]) -> None:
+        complete = {"complete": state.pop("complete")}
+        write_json(self.path, {**complete, **self._head, **state, "rows": self.rows})
+
+
+def read_results(path: Path, suite: str) -> dict[str, Any]:
+    """Return the contents of a results file of ``suite``.
+
+    Raises:
+        InvalidArgument: there is none, it is damaged, or of another suite.
+    """
+    try:
+        kept = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"out: {path} is no results file ({error})") from error
+    if not isinstance(kept, dict) or kept.get("suite") != suite or not isinstance(kept.get("rows"), list):
+        found = kept.get("suite") if isinstance(kept, dict) else type(kept).__name__
+        raise InvalidArgument(f"out: {path} holds results of {found!r}, expected {suite!r}; choose another file")
+    return kept
+
+
+def _continued(path: Path, head: Mapping[str, Any]) -> list[Row]:
+    kept = read_results(path, head["suite"])
+    if kept.get("version") != head["version"]:
+        raise InvalidArgument(
+            f"out: {path} was made by version {kept.get('version')} of the protocol, this is {head['version']}; choose"
+            " another file"
+        )
+    old, new = kept.get("protocol") or {}, head["protocol"]
+    odd = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if odd:
+        listed = ", ".join(f"{name} = {old.get(name)!r} (now {new.get(name)!r})" for name in odd)
+        raise InvalidArgument(f"out: {path} was made by another protocol: {listed}; choose another file")
+    return kept["rows"]
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None]:
+    """Return mean and half-width of the t-interval over seeds; the latter is None for a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    from scipy.stats import t
+
+    return mean, float(t.ppf((1 + level) / 2, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def interval(values: Sequence[float | None]) -> str:
+    """Return "mean ± half-width" of the 95% t-interval over seeds; "diverged" where a seed has no value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "diverged"
+    mean, half = mean_interval(known)
+    return f"{mean:.4g}" if half is None else f"{mean:.4g} ± {half:.2g}"
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Return the command, commit, machine and library versions of this process."""
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return {
+        "versions": {"everlearn": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "commit": git.stdout.strip(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that it is there whole or not at all; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
