@@ -89,7 +89,7 @@ def write_matrix(
         u = -rate.unsqueeze(-2) * grad
     else:
         beta = rate / (1 + rate * (key * key).sum(-2))
-        rhs = -beta.unsqueeze(-2) * (grad + ratios[..., :-1, 0].unsqueeze(-2) * held)
+        rhs = -beta.unsqueeze(-2) * torch.addcmul(grad, ratios[..., :-1, 0].unsqueeze(-2), held)
         u = solve_writes(key.mT @ key, beta, ratios, rhs.mT).mT
     return u, advance(now, key.mT, u.mT, ratios)
 

@@ -10,10 +10,12 @@ All memories share ``k``, so their ``W2`` are one stacked matrix with one triang
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
 from everlearn.memories.matrix import Chunk, Params, WriteRule, read_matrix, write_matrix
@@ -21,23 +23,25 @@ from everlearn.memories.matrix import Chunk, Params, WriteRule, read_matrix, wri
 __all__ = ["ACTIVATIONS", "MlpMemory"]
 
 
-def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
+def _silu_slope(x: Tensor, value: Tensor) -> Tensor:
     gate = torch.sigmoid(x)
-    value = x * gate
-    return value, gate + value * (1 - gate)
+    return torch.addcmul(gate, value, 1 - gate)
 
 
-def _tanh(x: Tensor) -> tuple[Tensor, Tensor]:
-    value = torch.tanh(x)
-    return value, 1 - value * value
+def _tanh_slope(x: Tensor, value: Tensor) -> Tensor:
+    return 1 - value * value
 
 
-def _relu(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.relu(x), (x > 0).to(x.dtype)
+def _relu_slope(x: Tensor, value: Tensor) -> Tensor:
+    return (x > 0).to(x.dtype)
 
 
-# name -> x to (s(x), s'(x))
-ACTIVATIONS = {"silu": _silu, "tanh": _tanh, "relu": _relu}
+# name -> s, and its slope s' from x and s(x)
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "silu": (F.silu, _silu_slope),
+    "tanh": (torch.tanh, _tanh_slope),
+    "relu": (torch.relu, _relu_slope),
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class MlpMemory:
     def apply(self, params: Params, x: Tensor) -> Tensor:
         """``M(x)`` for every memory's own input ``[..., n, d, C]``."""
         w2, w1 = params
-        return x + w1 @ ACTIVATIONS[self.activation](w2 @ x)[0]
+        return x + w1 @ ACTIVATIONS[self.activation][0](w2 @ x)
 
     def write(self, start: Params, now: Params | None, chunk: Chunk, rule: WriteRule) -> tuple[Params, Params, Params]:
         """Write a chunk with gradients taken at ``start`` into ``now`` (``None``: the same as ``start``).
@@ -72,16 +76,16 @@ class MlpMemory:
         (memories, width), length = w2.shape[-3:-1], chunk.k.shape[-1]
         inputs = torch.cat((chunk.k, chunk.v), dim=-1) if rule.self_targets else chunk.k
         pre = (w2.flatten(-3, -2) @ inputs).unflatten(-2, (memories, width))
-        pre_k = pre[..., :length]
-        hidden, slope = ACTIVATIONS[self.activation](pre)
-        h = hidden[..., :length]
+        activation, slope = ACTIVATIONS[self.activation]
+        hidden = activation(pre)
         out = w1 @ hidden
-        out_k = out[..., :length]
+        pre_k, h = (x.split(length, dim=-1)[0] for x in (pre, hidden))
+        out_k, *out_v = out.split(length, dim=-1)
         target = chunk.v.unsqueeze(-3)
         if rule.self_targets:
-            target = target + out[..., length:]
+            target = target + out_v[0]
         e = rule.gradient(chunk.k.unsqueeze(-3) + out_k, target.expand_as(out_k))
-        g2 = (w1.mT @ e) * slope[..., :length]
+        g2 = (w1.mT @ e) * slope(pre_k, h)
         w2_now, w1_now = start if now is None else now
         w2_now = w2_now.flatten(-3, -2)
         held2 = pre_k.flatten(-3, -2) if now is None else w2_now @ chunk.k
@@ -97,5 +101,5 @@ class MlpMemory:
         """Read the last memory with ``q`` ``[N, d, C]`` after every token of the chunk: ``q + W1_t s(W2_t q)``."""
         kick2, kick1 = (None, None) if extra is None else (x[:, -1] for x in extra)
         pre = read_matrix(now[0][:, -1], q, keys[0], writes[0][:, -1], ratios, kick2)
-        hidden = ACTIVATIONS[self.activation](pre)[0]
+        hidden = ACTIVATIONS[self.activation][0](pre)
         return q + read_matrix(now[1][:, -1], hidden, keys[1][:, -1], writes[1][:, -1], ratios, kick1)

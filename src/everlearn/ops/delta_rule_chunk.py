@@ -40,8 +40,8 @@ def solve_writes(gram: Tensor, beta: Tensor, ratios: Tensor, rhs: Tensor) -> Ten
 
 def advance(state: Tensor, k: Tensor, u: Tensor, ratios: Tensor) -> Tensor:
     """``S_C = c_C S_0 + (diag(f) U)^T K``: the state ``[..., V, K]`` after a chunk."""
-    weighted = ratios[..., -1, 1:].unsqueeze(-1) * u
-    return ratios[..., -1:, :1] * state + weighted.mT @ k
+    weighted = ratios[..., -1, 1:].unsqueeze(-1) * k  # keys are shorter than writes where memories are stacked
+    return ratios[..., -1:, :1] * state + u.mT @ weighted
 
 
 def read(q: Tensor, k: Tensor, u: Tensor, ratios: Tensor, from_start: Tensor) -> Tensor:
