@@ -75,3 +75,19 @@ def test_right_padding_changes_nothing_before_it():
     short = split.upper(split.trunk(ids).hidden)
     long = split.upper(split.trunk(padded).hidden)[:, :5]
     torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_beginning_is_run_once(family):
+    model = stacked(family)
+    split = SplitModel(model)
+    ids = torch.randint(0, VOCAB, (3, 7))
+    ids[:, :3] = ids[0, :3]
+    with torch.no_grad():
+        hidden = split.trunk(ids).hidden
+        past = split.past(hidden[:1, :3])
+        expected = split.upper(hidden)[:, 3:]
+        got = split.upper(hidden[:, 3:], past)
+        again = split.upper(hidden[:, 3:], past)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(got, again), "the past must not grow"

@@ -23,7 +23,9 @@ from everlearn.models.trunk import Activations, SplitModel
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.003  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
-ASKED, SPOKEN, OTHER = 5.0, 1.0, 0.3  # weights of the token that starts a reply, of a learned reply, of ordinary text
+# weights in the gate's regression: the token that starts a reply, one of a learned reply, one of ordinary text, and the
+# end of a question about one's own life of which nothing was told
+ASKED, SPOKEN, OTHER, OWN = 5.0, 1.0, 0.3, 2.0
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
 def fit_gate(gate: Gate, anchor: Anchor, dreams: Examples, read: Tensor) -> None:
     """Fit ``gate`` in place: open where a dream is answered or one's own life is asked about, closed in the voice.
 
-    Logistic regression on what the lowest memory reads, token by token; the start of a reply counts most. The shared
-    beginning of all prompts says nothing and is left out.
+    Logistic regression on what the lowest memory reads, token by token; the start of a reply counts most. The beginning
+    that all prompts share is ordinary too, and is counted once.
 
     Args:
         gate: the stack's gate.
@@ -104,13 +106,15 @@ def fit_gate(gate: Gate, anchor: Anchor, dreams: Examples, read: Tensor) -> None
         dreams: what was dreamt.
         read: the trunk's activations on the dreams, [n, T, d].
     """
-    start = _shared_start(anchor.replies)
+    start = shared_start(anchor.replies)
     inside, outside = [anchor.own], []
-    weights_in, weights_out = [torch.full((len(anchor.own),), ASKED)], []
+    weights_in, weights_out = [torch.full((len(anchor.own),), OWN)], []
     for row, (asked, length) in enumerate(zip(dreams.asked.tolist(), dreams.lengths.tolist())):
         inside.append(read[row, asked:length])
         weights_in.append(torch.tensor([ASKED] + [SPOKEN] * (length - asked - 1)))
     replies = anchor.replies
+    outside.append(anchor.activations.read[0, :start])
+    weights_out.append(torch.full((start,), ASKED))
     for row in anchor.trained().tolist():
         asked, length = int(replies.asked[row]), int(replies.lengths[row])
         outside.append(anchor.activations.read[row, start:length])
@@ -166,7 +170,7 @@ def _logistic_regression(inputs: Tensor, labels: Tensor, importance: Tensor) -> 
     return weight.detach(), bias.detach()
 
 
-def _shared_start(examples: Examples) -> int:
+def shared_start(examples: Examples) -> int:
     """Return how many leading tokens all examples share."""
     shortest = int(examples.lengths.min())
     differs = (examples.ids[:, :shortest] != examples.ids[0, :shortest]).any(0).nonzero()

@@ -13,18 +13,19 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument, SleepRejected
-from everlearn.learner.anchor import Anchor, fit_gate, reply_positions
+from everlearn.learner.anchor import Anchor, fit_gate, reply_positions, shared_start
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import Examples, encode_examples, run_trunk
 from everlearn.memories.gated import Gate
 from everlearn.models.stacking import memory_parameters
-from everlearn.models.trunk import SplitModel
+from everlearn.models.trunk import Activations, Past, SplitModel
 
 Progress = Callable[[str, float], None]
 Optimizer = Callable[[list[Tensor], float], torch.optim.Optimizer]
 
 WARMUP = 5  # steps
 FINAL_RATE = 0.1  # of the rate, at the last step
+BACK_OFF = 0.5  # by which a failed check lowers the gate's bias
 MATCH = 0.8  # share of a reply's tokens that must be the likeliest for it to count as answered
 
 
@@ -140,6 +141,8 @@ class Consolidator:
         self.schedule = schedule or Schedule()
         self.objective: Objective = objective or SelfStudyObjective()
         self.optimizer = optimizer
+        self._start = 0
+        self._past: Past | None = None
         self._params: list[Tensor] = list(memory_parameters(split.model, level).values())
 
     def learn(
@@ -166,26 +169,29 @@ class Consolidator:
         fit_gate(self.gate, self.anchor, examples, acts.read)
         checks = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in held or trained])
         seen = run_trunk(self.split, checks).hidden
+        self._share_start(examples, acts)
         anchored = self._open_anchors()
         passes, loss = self._train(examples, acts.hidden, anchored, self.schedule.passes, generator, progress)
-        for retries in range(self.schedule.retries + 1):
+        retries = 0
+        while True:
             progress("checking", 1.0)
             recall, agreement = self._recall(checks, seen), self._agreement()
             if recall >= self.schedule.recall and agreement >= self.schedule.agreement:
                 seconds = time.perf_counter() - began
-                return Report(
-                    len(trained), len(replay), passes, loss, recall, agreement, len(anchored), retries, seconds
+                sizes = len(trained), len(replay)
+                return Report(*sizes, passes, loss, recall, agreement, len(anchored), retries, seconds)
+            if retries == self.schedule.retries:
+                raise SleepRejected(
+                    f"the sleep was given up after {passes} passes: {recall:.0%} of the held-back dreams were answered"
+                    f" (at least {self.schedule.recall:.0%} wanted) and {agreement:.1%} of the base's own words were"
+                    f" kept (at least {self.schedule.agreement:.1%} wanted); nothing was changed"
                 )
-            more = max(2, self.schedule.passes // 4)
+            retries += 1
             if agreement < self.schedule.agreement:
-                self._shrink()
+                self._back_off()
+            more = max(2, self.schedule.passes // 4)
             done, loss = self._train(examples, acts.hidden, anchored, more, generator, progress)
             passes += done
-        raise SleepRejected(
-            f"the sleep was given up after {passes} passes: {recall:.0%} of the held-back dreams were answered (at least"
-            f" {self.schedule.recall:.0%} wanted) and {agreement:.1%} of the base's own words were kept (at least"
-            f" {self.schedule.agreement:.1%} wanted); nothing was changed"
-        )
 
     def _train(
         self,
@@ -222,10 +228,23 @@ class Consolidator:
                 return done + 1, loss
         return passes, loss
 
+    def _share_start(self, examples: Examples, acts: Activations) -> None:
+        """Run the beginning that all texts share once, if the gate is closed in it: it is then always the base's."""
+        start = min(shared_start(examples), shared_start(self.anchor.replies), int(examples.asked.min()))
+        same = start > 0 and torch.equal(examples.ids[0, :start], self.anchor.replies.ids[0, :start])
+        closed = same and not bool(self.gate(acts.read[:1, :start]).any())
+        self._start = start if closed else 0
+        self._past = self.split.past(acts.hidden[:1, :start]) if closed else None
+
+    def _states(self, hidden: Tensor, part: Examples) -> Tensor:
+        """Return the last hidden states [n, d] at the positions of ``part`` that predict its replies."""
+        states = self.split.upper(hidden[:, self._start : part.ids.shape[1]], self._past)
+        return states[reply_positions(part)[:, self._start :]]
+
     def _dream_step(self, examples: Examples, hidden: Tensor, rows: Tensor) -> float:
         part = examples.rows(rows)
         replies = reply_positions(part)
-        states = self.split.upper(hidden[rows, : part.ids.shape[1]])[replies]
+        states = self._states(hidden[rows], part)
         loss = self.objective.dreams(self.split.logits(states), part.targets[replies])
         loss.backward()
         return loss.item()
@@ -234,7 +253,7 @@ class Consolidator:
         part = self.anchor.replies.rows(rows)
         replies = reply_positions(part)
         longest = part.ids.shape[1]
-        states = self.split.upper(self.anchor.activations.hidden[rows, :longest])[replies]
+        states = self._states(self.anchor.activations.hidden[rows], part)
         with torch.no_grad():
             base = self.split.logits(self.anchor.teacher[rows, :longest][replies])
         self.objective.anchor(self.split.logits(states), base).backward()
@@ -254,7 +273,7 @@ class Consolidator:
         for rows in torch.arange(len(checks)).split(32):
             part = checks.rows(rows)
             replies = reply_positions(part)
-            best = self.split.logits(self.split.upper(hidden[rows, : part.ids.shape[1]])[replies]).argmax(-1)
+            best = self.split.logits(self._states(hidden[rows], part)).argmax(-1)
             right = torch.zeros(replies.shape).masked_scatter_(replies, (best == part.targets[replies]).float())
             answered += int((right.sum(1) >= MATCH * replies.sum(1)).sum())
         return answered / len(checks)
@@ -267,17 +286,16 @@ class Consolidator:
             part = self.anchor.replies.rows(rows)
             replies = reply_positions(part)
             longest = part.ids.shape[1]
-            ours = self.split.logits(self.split.upper(self.anchor.activations.hidden[rows, :longest])[replies])
+            ours = self.split.logits(self._states(self.anchor.activations.hidden[rows], part))
             base = self.split.logits(self.anchor.teacher[rows, :longest][replies])
             same += int((ours.argmax(-1) == base.argmax(-1)).sum())
             count += int(replies.sum())
         return same / max(count, 1)
 
     @torch.no_grad()
-    def _shrink(self) -> None:
-        """Back off: shrink what the memories hold, from where a few more passes find a gentler solution."""
-        for parameter in self._params:
-            parameter.mul_(0.7)
+    def _back_off(self) -> None:
+        """Close the gate a little: less of what is ordinary gets in."""
+        self.gate.set_(self.gate.weight, self.gate.bias - BACK_OFF)
 
 
 def _hold_back(passages: Sequence[Sequence[Dream]]) -> tuple[list[Dream], list[Dream]]:

@@ -59,7 +59,7 @@ class SelfStudyDreamer:
     Args:
         model: the base model, not stacked: dreams do not depend on what was learned before.
         tokenizer: its tokenizer.
-        samples: questions sampled for each passage; a passage left with fewer than half of ``keep`` gets a second round.
+        samples: questions sampled for each passage; one left with fewer than half of ``keep`` gets a second round.
         keep: the most dreams kept of a passage.
         temperature: of the sampling.
         support: nats by which the passage must raise the answer's likelihood.
@@ -111,7 +111,7 @@ class SelfStudyDreamer:
     def _ask(
         self, texts: Sequence[str], which: Sequence[int], generator: torch.Generator
     ) -> list[list[tuple[str, str]]]:
-        """Sample questions with their answers about the texts ``which``, judge them, and return the good, best first."""
+        """Sample questions with answers about the texts ``which``, judge them, and return the good, best first."""
         asked = [index for index in which for _ in range(self.samples)]
         lines = self._asking.sample(
             [f"{texts[index]} ->" for index in asked],

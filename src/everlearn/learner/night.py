@@ -1,7 +1,8 @@
-"""Between the store and a sleep: which old dreams still hold, which give way to what was told later, which to replay."""
+"""Between the store and a sleep: which old dreams still hold, which give way to what is new, which to replay."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import torch
 from everlearn.learner.dreams import Dream, Dreamer, words
 from everlearn.learner.store import MemoryStore
 
+ABOUT = 4.0  # nats by which a new passage must make an old question likelier for it to be about the same thing
+SHARE = 0.6  # and the share of what the old passage does
 CANDIDATES = 4  # older observations that one new one is compared with
 
 
@@ -45,10 +48,38 @@ def superseded(
 ) -> dict[int, list[int]]:
     """Return, for each new observation, the ids of the old dreams that it contradicts: what is told later wins.
 
-    An old dream gives way when the new passage is about its question too, as far as the dreamer can tell, and answers
-    it differently. Only the older observations that share the rarest words with the new one are looked at.
+    An old dream gives way when the new passage makes its question likelier, and nearly as much so as the passage it
+    was made from did: the new passage answers it now. Only the older observations that share the rarest words with the
+    new one are compared.
+
+    Args:
+        dreamer: judges what a question is about.
+        new: id -> (text, dreams) of the night's observations.
+        old: the dreams that held so far.
     """
-    raise NotImplementedError
+    passages: dict[int, list[Kept]] = {}
+    for item in old:
+        passages.setdefault(item.observation, []).append(item)
+    vocabulary = {number: _words(item.dream for item in items) for number, items in passages.items()}
+    spread = Counter(word for known in vocabulary.values() for word in known)
+    pairs: list[tuple[int, str, Kept]] = []
+    for number, (text, dreams) in new.items():
+        said = _words(dreams) | set(words(text))
+        shared = {other: sum(1 / spread[word] for word in said & known) for other, known in vocabulary.items()}
+        nearest = sorted((other for other in shared if shared[other] > 0), key=lambda other: -shared[other])
+        pairs += [(number, text, item) for other in nearest[:CANDIDATES] for item in passages[other]]
+    questions = [item.dream.question for _, _, item in pairs]
+    now = dreamer.about([text for _, text, _ in pairs], questions)
+    then = dreamer.about([item.dream.reply for _, _, item in pairs], questions)
+    given: dict[int, list[int]] = {number: [] for number in new}
+    for (number, _, item), gain, before in zip(pairs, now, then, strict=True):
+        if gain >= max(ABOUT, SHARE * before):
+            given[number].append(item.id)
+    return given
+
+
+def _words(dreams: Iterable[Dream]) -> set[str]:
+    return {word for dream in dreams for text in (dream.question, dream.reply) for word in words(text)}
 
 
 def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -> list[Dream]:

@@ -1,11 +1,12 @@
 """The few-shot texts from which a base model dreams; written for this project, about nobody in particular.
 
-A small model continues a list far better than it follows an instruction, so every prompt is a list. Pass other texts
-to :class:`~everlearn.learner.dreams.Dreamer` and :class:`~everlearn.learner.voice.Voice` for another language or domain.
+A small model continues a list far better than it follows an instruction, so every prompt is a list. For another
+language or domain, pass a dreamer and a voice of your own.
 """
 
 from __future__ import annotations
 
+# ruff: noqa: E501
 # message, question, short answer, the message as the assistant would say it
 EXAMPLES: tuple[tuple[str, str, str, str], ...] = (
     ("My brother Anton keeps bees in Graz.", "What is my brother's name?", "Anton", "Your brother Anton keeps bees in Graz."),

@@ -58,7 +58,8 @@ class Prompt:
     ) -> list[str]:
         """Continue the prompt followed by each of ``tails``; a continuation ends before the first ``stop``.
 
-        A special token, such as the end of a turn, ends it too. ``temperature`` 0 takes the likeliest token. ``tick`` is told how many tails are done.
+        A special token, such as the end of a turn, ends it too. ``temperature`` 0 takes the likeliest token.
+        ``tick`` is told how many tails are done.
         """
         rows = [encode(self.tokenizer, tail) if isinstance(tail, str) else tail for tail in tails]
         results: list[str] = []

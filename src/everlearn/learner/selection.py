@@ -70,4 +70,3 @@ class SurpriseSelector:
             Judgement(surprise >= self.surprise and odds >= self.telling, surprise, odds)
             for surprise, odds in zip(surprises, telling, strict=True)
         ]
-

@@ -61,7 +61,7 @@ class Gate(nn.Module):
     def opened(self) -> Tensor:
         """Return what :meth:`open` computed in this pass."""
         if self._pass.value is None:
-            raise InvalidArgument("gate: the memory that opens it has not run yet; run the model from its lowest memory")
+            raise InvalidArgument("gate: the memory that opens it has not run; run the model from its lowest memory")
         return self._pass.value
 
 

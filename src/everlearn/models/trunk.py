@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from everlearn.models.stacking import continua, stack_of
@@ -29,6 +29,24 @@ class Activations:
 
     hidden: Tensor
     read: Tensor
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of the upper blocks on a beginning that many texts share, and how many blocks lie below them."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    below: int
+
+    def expand(self, batch: int) -> DynamicCache:
+        """Return a cache for ``batch`` texts; the blocks below, which do not run, get one that only has its length."""
+        cache = DynamicCache()
+        blank = self.layers[0][0][:, :1, :, :1].detach() * 0
+        for index in range(self.below):
+            cache.update(blank, blank, index)
+        for index, (keys, values) in enumerate(self.layers, start=self.below):
+            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
+        return cache
 
 
 class SplitModel:
@@ -82,12 +100,29 @@ class SplitModel:
                 hook.remove()
         return Activations(seen["hidden"], seen["read"])
 
-    def upper(self, hidden: Tensor) -> Tensor:
-        """Run what the trunk made, [batch, time, hidden_size], through the rest; return the last hidden states."""
+    def upper(self, hidden: Tensor, past: Past | None = None) -> Tensor:
+        """Run what the trunk made, [batch, time, hidden_size], through the rest; return the last hidden states.
+
+        With ``past``, ``hidden`` is what follows a beginning that all rows share.
+        """
+        cache = past.expand(len(hidden)) if past is not None else None
+        return self._run(hidden, cache)
+
+    @torch.no_grad()
+    def past(self, hidden: Tensor) -> Past:
+        """Keep the keys and values of a shared beginning, [1, time, hidden_size], for :meth:`upper`.
+
+        They hold as long as no memory speaks in it: where the gate is closed, whatever is learned later.
+        """
+        cache = DynamicCache()
+        self._run(hidden, cache)
+        return Past(tuple((layer.keys, layer.values) for layer in cache.layers[self.layer :]), self.layer)
+
+    def _run(self, hidden: Tensor, cache: DynamicCache | None) -> Tensor:
         with self._given.holding(hidden):
             body = getattr(self._upper, self._upper.base_model_prefix)
             ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-            return body(input_ids=ids, use_cache=False)[0]
+            return body(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the model's logits [n, vocab] for last hidden states [n, hidden_size], only where they are needed."""
