@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from everlearn.errors import StoreError
@@ -39,6 +40,7 @@ class Anchor:
         own: what the lowest memory reads at the end of a question about one's own life, [m, d].
         statements: the same at the end of something told about oneself, [k, d].
         chatter: the same at the end of what tells nothing, [l, d].
+        contrasts: how many of the replies, the last ones, are near misses of the dreams.
     """
 
     replies: Examples
@@ -47,14 +49,34 @@ class Anchor:
     own: Tensor
     statements: Tensor
     chatter: Tensor
+    contrasts: int = 0
 
     def trained(self) -> Tensor:
         """Return the indices of the replies that may be trained on."""
-        return torch.tensor([i for i in range(len(self.replies)) if i % HELD_OUT])
+        own = len(self.replies) - self.contrasts
+        return torch.tensor([i for i in range(len(self.replies)) if i >= own or i % HELD_OUT])
 
     def held_out(self) -> Tensor:
         """Return the indices of those that are only checked."""
-        return torch.arange(0, len(self.replies), HELD_OUT)
+        return torch.arange(0, len(self.replies) - self.contrasts, HELD_OUT)
+
+    def joined(self, replies: Examples, activations: Activations, teacher: Tensor) -> Anchor:
+        """Return the anchor with near misses of the dreams beside the voice, answered by the base as well."""
+        more = len(replies)
+        if not more:
+            return self
+        acts = Activations(
+            _stack(self.activations.hidden, activations.hidden), _stack(self.activations.read, activations.read)
+        )
+        ours = self.replies
+        both = Examples(
+            _stack(ours.ids, replies.ids),
+            _stack(ours.targets, replies.targets, IGNORE),
+            torch.cat([ours.asked, replies.asked]),
+            torch.cat([ours.lengths, replies.lengths]),
+        )
+        states = _stack(self.teacher, teacher)
+        return replace(self, replies=both, activations=acts, teacher=states, contrasts=self.contrasts + more)
 
 
 def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Voice, key: str) -> Anchor:
@@ -175,6 +197,11 @@ def shared_start(examples: Examples) -> int:
     shortest = int(examples.lengths.min())
     differs = (examples.ids[:, :shortest] != examples.ids[0, :shortest]).any(0).nonzero()
     return int(differs[0]) if len(differs) else shortest
+
+
+def _stack(first: Tensor, second: Tensor, fill: int = 0) -> Tensor:
+    """Stack two batches [n, T, ...] of different T, padded on the right."""
+    return pad_sequence([*first, *second], batch_first=True, padding_value=fill)
 
 
 def reply_positions(examples: Examples) -> Tensor:

@@ -159,13 +159,14 @@ class Consolidator:
                 restores what was there before.
         """
         began = time.perf_counter()
-        trained, held = _hold_back(new)
-        everything = [*trained, *replay]
+        trained, held = _hold_back([[dream for dream in found if not dream.contrast] for found in new])
+        everything = [*trained, *(dream for dream in replay if not dream.contrast)]
         if not everything:
             raise InvalidArgument("new: got no dreams, expected at least one")
         progress("reading the dreams", 0.0)
         examples = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in everything])
         acts = run_trunk(self.split, examples)
+        self.anchor = self._contrasted([dream for found in [*new, replay] for dream in found if dream.contrast])
         fit_gate(self.gate, self.anchor, examples, acts.read)
         checks = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in held or trained])
         seen = run_trunk(self.split, checks).hidden
@@ -178,7 +179,7 @@ class Consolidator:
             recall, agreement = self._recall(checks, seen), self._agreement()
             if recall >= self.schedule.recall and agreement >= self.schedule.agreement:
                 seconds = time.perf_counter() - began
-                sizes = len(trained), len(replay)
+                sizes = len(trained), len(everything) - len(trained)
                 return Report(*sizes, passes, loss, recall, agreement, len(anchored), retries, seconds)
             if retries == self.schedule.retries:
                 raise SleepRejected(
@@ -227,6 +228,17 @@ class Consolidator:
             if loss < self.schedule.enough:
                 return done + 1, loss
         return passes, loss
+
+    @torch.no_grad()
+    def _contrasted(self, contrasts: Sequence[Dream]) -> Anchor:
+        """Return the anchor with the near misses of these dreams, taught by the base: the model with its gate shut."""
+        if not contrasts:
+            return self.anchor
+        examples = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in contrasts])
+        acts = run_trunk(self.split, examples)
+        self.gate.set_(torch.zeros_like(self.gate.weight), torch.full_like(self.gate.bias, -1.0))
+        teacher = torch.cat([self.split.upper(part) for part in acts.hidden.split(32)])
+        return self.anchor.joined(examples, acts, teacher)
 
     def _share_start(self, examples: Examples, acts: Activations) -> None:
         """Run the beginning that all texts share once, if the gate is closed in it: it is then always the base's."""

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner import prompts
 from everlearn.learner.sampling import Prompt
+from everlearn.learner.voice import greedy_replies
 
 LONG = 40  # words; a longer message is dreamt of sentence by sentence
 NEUTRAL = "I had a long day."  # the passage that says nothing, against which support is measured
@@ -27,11 +28,16 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Dream:
-    """A self-study example: what may be asked, what is to be said, and the words that matter in it."""
+    """A self-study example: what may be asked, what is to be said, and the words that matter (none: a contrast)."""
 
     question: str
     reply: str
     answer: str
+
+    @property
+    def contrast(self) -> bool:
+        """Whether this is a near miss, whose reply is the base's own: what must not be answered with what was told."""
+        return not self.answer
 
     def payload(self) -> dict[str, Any]:
         """Return the dream as JSON, for the store."""
@@ -81,6 +87,7 @@ class SelfStudyDreamer:
         self.support, self.aboutness = support, aboutness
         self._asking = Prompt(model, tokenizer, prompts.QUESTION)
         self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
+        self._missing = [Prompt(model, tokenizer, p) for p in (prompts.NEAR_MISS_WORLD, prompts.NEAR_MISS_OTHERS)]
 
     def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]:
         """Return the dreams of each passage, best first."""
@@ -101,8 +108,26 @@ class SelfStudyDreamer:
         dreams: list[list[Dream]] = [[] for _ in passages]
         for (index, text), found, said in zip(pieces, kept, restated, strict=True):
             dreams[index] += [Dream(q, _reply(said, text, a), a) for q, a in found[: self.keep]]
+        self._add_contrasts(passages, dreams, generator)
         progress("dreaming", 1.0)
         return dreams
+
+    def _add_contrasts(self, passages: Sequence[str], dreams: list[list[Dream]], generator: torch.Generator) -> None:
+        """Add to each passage's dreams two near misses, about the world and about others, with the base's replies."""
+        which = [index for index, found in enumerate(dreams) if found]
+        if not which:
+            return
+        world, others = self._missing
+        options: dict[str, Any] = {"max_new_tokens": 24, "generator": generator, "temperature": 0.5}
+        made = [
+            world.sample([f"{split_passage(passages[index])[0]} ->" for index in which], **options),
+            others.sample([f"{dreams[index][0].question} ->" for index in which], **options),
+        ]
+        own = {tuple(words(dream.question)) for found in dreams for dream in found}
+        near = [(index, q) for texts in made for index, q in zip(which, texts) if q and tuple(words(q)) not in own]
+        replies = greedy_replies(self._asking.model, self._asking.tokenizer, [question for _, question in near])
+        for (index, question), reply in zip(near, replies, strict=True):
+            dreams[index].append(Dream(question, reply, ""))
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]:
         """Return by how many nats each passage makes the question beside it likelier."""

@@ -58,7 +58,7 @@ def superseded(
         old: the dreams that held so far.
     """
     passages: dict[int, list[Kept]] = {}
-    for item in old:
+    for item in (item for item in old if not item.dream.contrast):
         passages.setdefault(item.observation, []).append(item)
     vocabulary = {number: _words(item.dream for item in items) for number, items in passages.items()}
     spread = Counter(word for known in vocabulary.values() for word in known)
@@ -79,7 +79,9 @@ def superseded(
 
 
 def _words(dreams: Iterable[Dream]) -> set[str]:
-    return {word for dream in dreams for text in (dream.question, dream.reply) for word in words(text)}
+    return {
+        word for dream in dreams if not dream.contrast for text in (dream.question, dream.reply) for word in words(text)
+    }
 
 
 def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -> list[Dream]:

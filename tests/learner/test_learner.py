@@ -1,0 +1,240 @@
+"""The learner end to end on a tiny model: wake, sleep, forget, rollback, isolation."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_learner
+import torch
+
+from everlearn.errors import FingerprintError, InvalidArgument, SleepRejected, StoreCorrupt, StoreLocked
+from everlearn.learner.consolidation import Schedule
+from everlearn.learner.learner import Learner
+from everlearn.levels import Level
+from everlearn.models.hub import load_model
+from everlearn.models.stacking import memory_state
+
+SAID = "My parrot is Otto."
+IDS = torch.tensor([[3, 17, 42, 9, 100, 7]])
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return load_model(str(tiny_learner.make_model(tmp_path_factory.mktemp("model"))))
+
+
+@pytest.fixture
+def learner(pair, tmp_path, monkeypatch):
+    """Open a learner on the shared base; same name, same memory."""
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    opened = []
+
+    def open_(name: str = "m", **parts) -> Learner:
+        make = tiny_learner.simple_from_pretrained()
+        opened.append(make(pair[0], tokenizer=pair[1], memory=tmp_path / name, **parts))
+        return opened[-1]
+
+    yield open_
+    for one in opened:
+        one.close()
+
+
+@torch.no_grad()
+def logits(one: Learner) -> torch.Tensor:
+    return one.model(input_ids=IDS).logits
+
+
+def states(one: Learner) -> list[str]:
+    return [item.state for item in one.history()]
+
+
+def test_untouched_is_the_base_to_the_last_bit(learner, pair):
+    with torch.no_grad():
+        assert torch.equal(logits(learner()), pair[0](input_ids=IDS).logits)
+
+
+def test_a_night_is_kept_over_processes(learner, pair):
+    one = learner()
+    assert one.observe(SAID).state == "heard"
+    one.observe("no news today")
+    report = one.sleep()
+    assert (report.night, report.consolidated, report.dismissed) == (1, (1,), (2,))
+    assert states(one) == ["consolidated", "dismissed"]
+    after, replied = logits(one), one.ask("What was said now?", max_new_tokens=6)
+    one.close()
+    again = learner()
+    assert torch.equal(logits(again), after)
+    assert again.ask("What was said now?", max_new_tokens=6) == replied
+    with torch.no_grad():
+        assert not torch.equal(after, pair[0](input_ids=IDS).logits)
+
+
+def test_sleep_without_news_does_nothing(learner):
+    one = learner()
+    assert one.sleep().night is None
+    one.observe("no news")
+    assert one.sleep().night == 1
+    assert states(one) == ["dismissed"]
+    assert one.sleep().night is None
+
+
+def test_remember_overrides_the_selection(learner):
+    one = learner()
+    one.observe("no news but remember it", remember=True)
+    assert one.sleep().consolidated == (1,)
+
+
+def test_two_users_on_one_base_never_mix(learner, pair):
+    one, two = learner("one"), learner("two")
+    one.observe(SAID)
+    one.sleep()
+    with torch.no_grad():
+        base = pair[0](input_ids=IDS).logits
+    assert torch.equal(logits(two), base)
+    assert not torch.equal(logits(one), base)
+    mine = logits(one)
+    two.observe("I live by the sea.")
+    two.sleep()
+    assert torch.equal(logits(one), mine)
+    assert two.history()[0].text != one.history()[0].text
+    assert not torch.equal(logits(two), mine)
+
+
+def test_rollback_is_exact_and_can_be_undone(learner, pair):
+    one = learner()
+    one.observe(SAID)
+    one.sleep()
+    first = {key: tensor.clone() for key, tensor in memory_state(one.model).items()}
+    one.observe("I live by the sea.")
+    one.sleep()
+    second = logits(one)
+    one.rollback(1)
+    assert all(torch.equal(tensor, first[key]) for key, tensor in memory_state(one.model).items())
+    assert states(one) == ["consolidated", "heard"]
+    one.rollback(0)
+    with torch.no_grad():
+        assert torch.equal(logits(one), pair[0](input_ids=IDS).logits)
+    one.rollback(2)
+    assert torch.equal(logits(one), second)
+    assert one.diff(1)["learned"] == [{"id": 2, "text": "I live by the sea."}]
+
+
+def test_forget_leaves_the_memory_that_never_knew(learner, tmp_path):
+    """Rebuilt from the night before, with what remains: as if the forgotten had not been told that day."""
+    one = learner("with")
+    one.observe("The sea is blue.")
+    one.sleep()
+    one.observe(SAID)
+    one.observe("I live by the sea.")
+    one.sleep()
+    knew = logits(one)
+    assert one.forget("parrot is otto") == [2]
+    assert states(one) == ["consolidated", "forgotten", "consolidated"]
+    assert not torch.equal(logits(one), knew)
+    assert all(b"Otto" not in file.read_bytes() for file in (tmp_path / "with").rglob("*") if file.is_file())
+    with pytest.raises(Exception, match="night 2"):
+        one.rollback(2)
+    one.rollback(1)
+
+
+def test_forgetting_everything_gives_the_base_back(learner, pair):
+    one = learner()
+    one.observe(SAID)
+    one.sleep()
+    one.forget(1)
+    with torch.no_grad():
+        assert torch.equal(logits(one), pair[0](input_ids=IDS).logits)
+
+
+def test_forgetting_what_was_only_heard_needs_no_night(learner):
+    one = learner()
+    one.observe(SAID)
+    one.forget(SAID)
+    assert states(one) == ["forgotten"]
+    assert one.nights() == []
+
+
+def test_forget_says_what_it_cannot_find(learner):
+    one = learner()
+    one.observe("I live by the sea.")
+    one.observe("I swim in the sea.")
+    for words, why in (("mountain", "nothing that was told"), ("sea", "2 observations"), (" ", "got nothing")):
+        with pytest.raises(InvalidArgument, match=why):
+            one.forget(words)
+    with pytest.raises(InvalidArgument, match="ids of observations"):
+        one.forget(7)
+
+
+def test_a_rejected_sleep_changes_nothing(learner):
+    one = learner(schedule=Schedule(passes=1, recall=1.1, agreement=0.0, retries=0))
+    one.observe(SAID)
+    before = logits(one)
+    with pytest.raises(SleepRejected):
+        one.sleep()
+    assert torch.equal(logits(one), before)
+    assert states(one) == ["heard"]
+    assert one.nights() == []
+
+
+def test_chat_streams_and_journals_first(learner):
+    one = learner()
+    stream = one.chat("I live by the sea.", max_new_tokens=5)
+    next(stream)
+    assert [item.text for item in one.history()] == ["I live by the sea."]
+    whole = one.ask("I live by the sea.", max_new_tokens=5)
+    assert "".join(one.chat("I live by the sea.", max_new_tokens=5)).strip() == whole
+    with pytest.raises(InvalidArgument, match="expected words"):
+        list(one.chat(" "))
+
+
+def test_faster_levels_live_for_the_day(learner, pair):
+    one = learner(levels=[Level("fast", 4), Level("mid", 16)])
+    with torch.no_grad():
+        base = pair[0](input_ids=IDS).logits
+    assert torch.equal(logits(one), base)
+    one.observe("no news of the small house by the sea and the parrot that sings")
+    assert not torch.equal(logits(one), base)
+    moved = {key for key, tensor in memory_state(one.model).items() if key.endswith("W1") and tensor.any()}
+    assert {key.split(".")[1] for key in moved} == {"fast", "mid"}
+    one.observe("no news")
+    one.sleep()
+    assert torch.equal(logits(one), base), "small talk leaves nothing behind after the night"
+
+
+def test_one_process_at_a_time(learner):
+    learner()
+    with pytest.raises(StoreLocked):
+        learner()
+
+
+def test_another_base_is_refused(learner, tmp_path):
+    learner().close()
+    other, tokenizer = load_model(str(tiny_learner.make_model(tmp_path / "other", seed=1)))
+    with pytest.raises(FingerprintError, match="its own base model"):
+        Learner.from_pretrained(other, tokenizer=tokenizer, memory=tmp_path / "m")
+    learner().close()
+
+
+def test_a_damaged_night_is_named_and_can_be_left(learner, tmp_path):
+    one = learner()
+    one.observe(SAID)
+    one.sleep()
+    one.close()
+    night = next((tmp_path / "m" / "nights").iterdir())
+    night.write_bytes(night.read_bytes()[:-5])
+    with pytest.raises(StoreCorrupt, match=night.name):
+        learner()
+
+
+def test_export_and_import_carry_the_memory(learner, tmp_path):
+    one = learner()
+    one.observe(SAID)
+    one.sleep()
+    one.export(tmp_path / "file")
+    Learner.import_(tmp_path / "file", memory=tmp_path / "copy")
+    assert torch.equal(logits(learner("copy")), logits(one))
+
+
+def test_status_counts_the_bytes_of_a_user(learner):
+    status = learner().status()
+    assert 0 < status["memory_bytes"] <= 16 * 2**20
+    assert status["observations"]["heard"] == 0

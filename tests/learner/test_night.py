@@ -1,0 +1,75 @@
+"""Which old dreams hold, give way or are replayed."""
+
+from __future__ import annotations
+
+import torch
+
+from everlearn.learner.dreams import Dream
+from everlearn.learner.night import Kept, choose_replay, kept_dreams, superseded
+from everlearn.learner.store import MemoryStore
+
+
+def dream(question: str, reply: str) -> Dream:
+    return Dream(question, reply, reply.split()[-1])
+
+
+class Judge:
+    """Finds a question about a passage when they share the word that comes last in the question."""
+
+    def about(self, passages, questions):
+        self.asked = list(zip(passages, questions))
+        return [10.0 if q.rstrip("?").split()[-1] in p else 0.0 for p, q in self.asked]
+
+
+OLD = [
+    Kept(1, 7, dream("What is the name of my dog?", "your dog is Rex")),
+    Kept(2, 7, dream("Who barks?", "your dog is Rex")),
+    Kept(3, 8, dream("Which instrument do I play? lute", "you play the lute")),
+]
+
+
+def test_what_is_told_later_takes_the_question_over():
+    new = {9: ("my dog is now called Max", [dream("What is my dog called?", "your dog is Max")])}
+    assert superseded(Judge(), new, OLD) == {9: [1]}
+
+
+def test_something_else_leaves_old_dreams_alone():
+    judge = Judge()
+    new = {9: ("we bought a boat", [dream("What did we buy?", "you bought a boat")])}
+    assert superseded(judge, new, OLD) == {9: []}
+
+
+def test_only_the_nearest_are_compared():
+    many = [Kept(i, i, dream(f"What about thing{i} of mine?", f"it is thing{i}")) for i in range(50)]
+    judge = Judge()
+    superseded(judge, {99: ("about thing3 of mine", [])}, many)
+    assert 0 < len(judge.asked) <= 4
+
+
+def test_replay_is_even_over_observations():
+    old = [Kept(i, i // 10, dream(f"q{i}?", f"a{i}")) for i in range(50)]
+    chosen = choose_replay(old, 10, torch.Generator().manual_seed(0))
+    sources = sorted(int(item.question[1:-1]) // 10 for item in chosen)
+    assert sources == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert choose_replay(old, 10, torch.Generator().manual_seed(1)) != chosen
+    assert len(choose_replay(old, 1000, torch.Generator())) == 50
+    assert choose_replay([], 5, torch.Generator()) == []
+
+
+def test_superseded_dreams_come_back_when_the_later_is_forgotten(tmp_path):
+    with MemoryStore.open(tmp_path / "m") as store:
+        first = store.add_observation("my dog is Rex")
+        store.commit_night(b"1", consolidated=[first], dreams={first: [dream("Dog?", "Rex").payload()]})
+        old = kept_dreams(store)
+        assert [item.observation for item in old] == [first]
+        later = store.add_observation("my dog is Max")
+        store.commit_night(
+            b"2",
+            consolidated=[later],
+            dreams={later: [dream("Dog?", "Max").payload()]},
+            metrics={"superseded": {str(later): [old[0].id]}},
+        )
+        assert [item.observation for item in kept_dreams(store)] == [later]
+        assert [item.observation for item in kept_dreams(store, without=[later])] == [first, later]
+        store.forget([later], b"3")
+        assert [item.observation for item in kept_dreams(store)] == [first]
