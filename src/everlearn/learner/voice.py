@@ -127,6 +127,8 @@ def greedy_replies(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: Sequence[str], tokens: int = REPLY_TOKENS
 ) -> list[str]:
     """Return what ``model`` replies to each message in an empty conversation, cut after ``tokens`` tokens."""
+    if not messages:
+        return []
     rows = [encode(tokenizer, chat_prompt(tokenizer, message)) for message in messages]
     shared = common_start(rows)
     head, generator = Prompt(model, tokenizer, rows[0][:shared]), torch.Generator()
