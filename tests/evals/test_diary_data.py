@@ -97,7 +97,7 @@ def test_the_folder_itself_or_the_one_above(data):
 
 
 def test_missing_folders_splits_and_files(data, tmp_path):
-    with pytest.raises(InvalidArgument, match="data: .*nowhere is not a folder"):
+    with pytest.raises(InvalidArgument, match=r"data: .*nowhere is not a folder"):
         load_diary(tmp_path / "nowhere", "mini")
     with pytest.raises(InvalidArgument, match=r"split: .* has no big\.jsonl; splits there: mini"):
         load_diary(data, "big")
