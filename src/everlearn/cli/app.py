@@ -11,6 +11,7 @@ from everlearn.cli.ask import ask
 from everlearn.cli.chat import chat
 from everlearn.cli.demo import demo
 from everlearn.cli.diff import diff
+from everlearn.cli.eval_diary import eval_diary
 from everlearn.cli.eval_optim import eval_optim
 from everlearn.cli.export import export
 from everlearn.cli.forget import forget
@@ -54,6 +55,7 @@ for _function in (tell, ask, chat, sleep, forget, history, rollback, diff, statu
 command(app)(train)
 command(app)(generate)
 command(model_app, "fetch")(model_fetch)
+command(eval_app, "diary")(eval_diary)
 command(eval_app, "optim")(eval_optim)
 app.add_typer(model_app, name="model")
 app.add_typer(eval_app, name="eval")

@@ -25,8 +25,5 @@ def eval_optim(
         progress("comparing optimisers", 0.0)
         from everlearn.evals.optim import run
 
-        def show(done: int, total: int, what: str) -> None:
-            progress("comparing optimisers", done / total)
-
-        rows = run(out, budget=budget, seeds=seeds, data=data, progress=show)
+        rows = run(out, budget=budget, seeds=seeds, data=data, progress=progress.counter("comparing optimisers"))
     report(rows, (out / "optim.md").read_text(encoding="utf-8"), as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -21,22 +22,29 @@ class Reporter:
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._stage: str | None = None
+        self._said: str | None = None
 
-    def __call__(self, stage: str, share: float) -> None:
-        """Show that ``share`` (0 to 1) of ``stage`` is done."""
+    def __call__(self, stage: str, share: float, detail: str = "") -> None:
+        """Show that ``share`` (0 to 1) of ``stage`` is done, and which ``detail`` of it comes next."""
+        said = f"{stage}: {detail}" if detail else stage
         if not sys.stderr.isatty():
-            if stage != self._stage and not self._quiet:
-                print(stage, file=sys.stderr, flush=True)
-            self._stage = stage
+            if said != self._said and not self._quiet:
+                print(said, file=sys.stderr, flush=True)
+            self._said = said
             return
         bars = self._bars or _bars()
         if stage != self._stage or self._task is None:
             self._finish()
-            self._task = bars.add_task(stage, total=None)  # until a share is known the bar only moves
+            self._task = bars.add_task(said, total=None)  # until a share is known the bar only moves
+        bars.update(self._task, description=said)
         if share > 0:
             bars.update(self._task, total=1.0, completed=share)
         bars.start()
         self._bars, self._stage = bars, stage
+
+    def counter(self, stage: str) -> Callable[[int, int, str], None]:
+        """Return what shows the progress of ``stage`` as (done, in all, what comes next)."""
+        return lambda done, total, what: self(stage, done / total, what)
 
     def close(self) -> None:
         """Take the bars off the terminal; a later report brings new ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import sys
@@ -27,6 +28,12 @@ def train(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows a step and process.")] = None,
     accumulation: Annotated[int | None, typer.Option("--accumulation", help="Batches a step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of matrices.")] = None,
+    warmup: Annotated[float | None, typer.Option("--warmup", help="Share of the steps.")] = None,
+    held_out: Annotated[float | None, typer.Option("--held-out", help="Share of the text, where no file is.")] = None,
+    text_field: Annotated[str | None, typer.Option("--text-field", help="Of .jsonl files and datasets.")] = None,
+    log_every: Annotated[int | None, typer.Option("--log-every", help="Steps between log lines.")] = None,
+    report_to: Annotated[str | None, typer.Option("--report-to", help="tensorboard or none.")] = None,
     save_every: Annotated[int | None, typer.Option("--save-every", help="Steps between checkpoints.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the folder.")] = True,
     bf16: Annotated[bool, typer.Option("--bf16", help="Autocast to bfloat16.")] = False,
@@ -46,16 +53,22 @@ def train(
         "batch_size": batch_size,
         "accumulation": accumulation,
         "lr": lr,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "held_out": held_out,
+        "text_field": text_field,
+        "log_every": log_every,
+        "report_to": report_to,
         "save_every": save_every,
         "seed": seed,
     }
     given = {name: value for name, value in given.items() if value is not None}
     flags = {"resume": resume, "bf16": bf16, "gradient_checkpointing": gradient_checkpointing, "cpu": cpu}
     changes = dict(map(_field, change or []))
-    if double := (given | flags).keys() & changes.keys():
-        raise InvalidArgument(f"--set: got {sorted(double)}, which have options of their own")
     from everlearn.train import train as run
 
+    if wrong := changes.keys() & inspect.signature(run).parameters.keys():
+        raise InvalidArgument(f"--set: got {sorted(wrong)}, expected fields of the preset's configuration")
     with contextlib.redirect_stdout(sys.stderr):  # the trainer's log
         result = run(preset, data, tokens=tokens, out=out, **given, **flags, **changes)
     if os.environ.get("RANK", "0") == "0":
