@@ -15,8 +15,7 @@ from everlearn.models.hub import load_model
 def dreamer(tmp_path, monkeypatch):
     """A dreamer whose model is scripted: what it asks, what it says, and how likely it finds things."""
     made = SelfStudyDreamer(*load_model(str(tiny_learner.make_model(tmp_path))), samples=6, keep=3)
-    for prompt in made._missing:
-        monkeypatch.setattr(prompt, "sample", lambda tails, **options: [""] * len(tails))
+    monkeypatch.setattr(made._missing, "sample", lambda tails, **options: [""] * len(tails))
 
     def ask(tails, **options):
         lines = SCRIPT["asked"]
@@ -42,16 +41,18 @@ def run(dreamer, passage: str, asked: list[str], said: str) -> list[Dream]:
 
 
 def test_near_misses_come_with_the_replies_of_the_base(dreamer, monkeypatch):
-    world, others = dreamer._missing
-    monkeypatch.setattr(world, "sample", lambda tails, **options: ["What do cats eat?"])
-    monkeypatch.setattr(others, "sample", lambda tails, **options: ["What is my cat called?"])
+    near = dreamer._missing
+    monkeypatch.setattr(near, "sample", lambda tails, **options: ["What do cats eat?"])
     SCRIPT.update(passage="My cat is Nils.", asked=["What is my cat called? Nils."], said=["Your cat is Nils."])
     got = dreamer.dream(["My cat is Nils."], torch.Generator(), lambda stage, share: None)[0]
+    monkeypatch.setattr(near, "sample", lambda tails, **options: ["What is my cat called?"])
+    same = dreamer.dream(["My cat is Nils."], torch.Generator(), lambda stage, share: None)[0]
+    assert not any(dream.contrast for dream in same), "a near miss that is the question itself is none"
     assert [(dream.question, dream.contrast) for dream in got] == [
         ("What is my cat called?", False),
         ("What do cats eat?", True),
-    ], "a near miss that is the question itself is none"
-    model, tokenizer = world.model, world.tokenizer
+    ]
+    model, tokenizer = near.model, near.tokenizer
     assert got[1].reply == greedy_replies(model, tokenizer, ["What do cats eat?"])[0]
 
 

@@ -23,6 +23,8 @@ from everlearn.learner.voice import greedy_replies
 LONG = 40  # words; a longer message is dreamt of sentence by sentence
 NEUTRAL = "I had a long day."  # the passage that says nothing, against which support is measured
 
+DROP = float("-inf")
+
 Progress = Callable[[str, float], None]
 
 
@@ -87,7 +89,7 @@ class SelfStudyDreamer:
         self.support, self.aboutness = support, aboutness
         self._asking = Prompt(model, tokenizer, prompts.QUESTION)
         self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
-        self._missing = [Prompt(model, tokenizer, p) for p in (prompts.NEAR_MISS_WORLD, prompts.NEAR_MISS_OTHERS)]
+        self._missing = Prompt(model, tokenizer, prompts.NEAR_MISS)
 
     def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]:
         """Return the dreams of each passage, best first."""
@@ -113,25 +115,23 @@ class SelfStudyDreamer:
         return dreams
 
     def _add_contrasts(self, passages: Sequence[str], dreams: list[list[Dream]], generator: torch.Generator) -> None:
-        """Add to each passage's dreams two near misses, about the world and about others, with the base's replies."""
+        """Add to each passage's dreams a near miss, a question about the world in its words, with the base's reply."""
         which = [index for index, found in enumerate(dreams) if found]
-        if not which:
-            return
-        world, others = self._missing
-        options: dict[str, Any] = {"max_new_tokens": 24, "generator": generator, "temperature": 0.5}
-        made = [
-            world.sample([f"{split_passage(passages[index])[0]} ->" for index in which], **options),
-            others.sample([f"{dreams[index][0].question} ->" for index in which], **options),
-        ]
+        made = self._missing.sample(
+            [f"{split_passage(passages[index])[0]} ->" for index in which],
+            max_new_tokens=24,
+            generator=generator,
+            temperature=0.5,
+        )
         own = {tuple(words(dream.question)) for found in dreams for dream in found}
-        near = [(index, q) for texts in made for index, q in zip(which, texts) if q and tuple(words(q)) not in own]
+        near = [(index, q) for index, q in zip(which, made, strict=True) if q and tuple(words(q)) not in own]
         replies = greedy_replies(self._asking.model, self._asking.tokenizer, [question for _, question in near])
         for (index, question), reply in zip(near, replies, strict=True):
             dreams[index].append(Dream(question, reply, ""))
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]:
         """Return by how many nats each passage makes the question beside it likelier."""
-        return self._gain([f"{passage} ->" for passage in passages], questions)
+        return [gain for gain, _ in self._gain([f"{passage} ->" for passage in passages], questions)]
 
     def _ask(
         self, texts: Sequence[str], which: Sequence[int], generator: torch.Generator
@@ -153,12 +153,15 @@ class SelfStudyDreamer:
         scores = self._judge(candidates, texts)
         ranked = sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0])
         return [
-            _distinct([(c.question, c.answer) for score, c in ranked if c.passage == index and score > 0])
+            _distinct([(c.question, c.answer) for score, c in ranked if c.passage == index and score > DROP])
             for index in which
         ]
 
     def _judge(self, candidates: Sequence[_Candidate], texts: Sequence[str]) -> list[float]:
-        """Return a score for each candidate, 0 for those to drop: without support, or not about the passage."""
+        """Return a score for each candidate, DROP for those without support or not about the passage.
+
+        Of the others, the natural ones come first: supported, about the passage, and easily said.
+        """
         if not candidates:
             return []
         heads = [f"{texts[c.passage]} -> {c.question}" for c in candidates]
@@ -170,16 +173,18 @@ class SelfStudyDreamer:
         ]
         about = self._gain([f"{texts[c.passage]} ->" for c in candidates], [c.question for c in candidates])
         scores = []
-        for with_passage, without, gain in zip(known, blank, about, strict=True):
+        for with_passage, without, (gain, fluency) in zip(known, blank, about, strict=True):
             fits = with_passage - without >= self.support and gain >= self.aboutness and with_passage >= -self.support
-            scores.append(min(with_passage - without, 15.0) / 3 + min(gain, 12.0) / 2 if fits else 0.0)
+            worth = min(with_passage - without, 15.0) / 3 + min(gain, 6.0) / 2 + 2 * fluency
+            scores.append(worth if fits else DROP)
         return scores
 
-    def _gain(self, heads: Sequence[str], questions: Sequence[str]) -> list[float]:
+    def _gain(self, heads: Sequence[str], questions: Sequence[str]) -> list[tuple[float, float]]:
+        """Return by how many nats each head makes its question likelier, and the nats of each of its tokens then."""
         spoken = [f" {question}" for question in questions]
         known = self._asking.log_likelihood(heads, spoken)
         blank = self._asking.log_likelihood([f"{NEUTRAL} ->"] * len(heads), spoken)
-        return [float(a.sum() - b.sum()) for a, b in zip(known, blank, strict=True)]
+        return [(float(a.sum() - b.sum()), float(a.mean())) for a, b in zip(known, blank, strict=True)]
 
 
 def split_passage(text: str) -> list[str]:

@@ -25,7 +25,7 @@ QUESTION = "".join(f"{said} -> {question} {answer}.\n" for said, question, answe
 RESTATEMENT = "".join(f"{said} -> {restated}\n" for said, _, _, restated in EXAMPLES)
 
 # a message, and a question about the world that shares its words: not to be answered with what was told
-NEAR_MISS_WORLD = """My brother Anton keeps bees in Graz. -> How many people live in Graz?
+NEAR_MISS = """My brother Anton keeps bees in Graz. -> How many people live in Graz?
 I switched from tea to yerba mate last spring. -> How do you prepare yerba mate?
 We are remodeling the attic, what a mess. -> How do I insulate an attic?
 Our flight to Lisbon leaves on March 3. -> What is Lisbon famous for?
@@ -34,17 +34,6 @@ By the way, I'm a night nurse. -> How does somebody become a nurse?
 Our parrot is named Kiko. -> How long do parrots live?
 Penicillin gives me a rash. -> Who discovered penicillin?
 """
-# a question about oneself, and the same about somebody else
-NEAR_MISS_OTHERS = """What is my brother's name? -> What is my neighbor's brother's name?
-What do I like to drink? -> What does Peter like to drink?
-Which part of our house are we remodeling? -> Which part of his house is the mayor remodeling?
-When does our flight leave? -> When does Nadia's flight leave?
-Which composer do I find boring? -> Which composer does my teacher find boring?
-What is my job? -> What is my landlord's job?
-What is our parrot called? -> What is my friend's parrot called?
-Which drug gives me a rash? -> Which drug gives the boy next door a rash?
-"""
-
 GENERAL = """Questions people ask a helpful assistant:
 How do I get rust off a pan?
 What is the tallest mountain in Africa?
