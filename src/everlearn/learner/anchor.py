@@ -97,8 +97,8 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     acts = run_trunk(split, replies)
     with torch.no_grad():
         teacher = torch.cat([split.upper(part) for part in acts.hidden.split(32)])
-    ends = [read_at_end(split, tokenizer, texts) for texts in (voice.own, voice.statements, voice.chatter)]
-    anchor = Anchor(replies, acts, teacher, *ends)
+    own, statements, chatter = (read_at_end(split, tokenizer, t) for t in (voice.own, voice.statements, voice.chatter))
+    anchor = Anchor(replies, acts, teacher, own, statements, chatter)
     tensors = {
         "ids": replies.ids,
         "hidden": acts.hidden,

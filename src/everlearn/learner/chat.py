@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from everlearn.errors import InvalidArgument
 from everlearn.learner.sampling import encode, pad_token
@@ -24,7 +30,8 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, conversation: str | Sequence
     if not messages or not messages[-1].get("content", "").strip():
         raise InvalidArgument("message: got nothing, expected some words")
     if tokenizer.chat_template:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        plain = [dict(message) for message in messages]
+        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
     lines = [f"{message['role'].capitalize()}: {message['content'].strip()}\n" for message in messages]
     return "".join(lines) + "Assistant:"
 
@@ -41,16 +48,19 @@ def stream_reply(
     *,
     max_new_tokens: int = 128,
     **generate: Any,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Yield the reply of ``model`` piece by piece, by default greedily; ``generate`` goes to ``model.generate``.
 
-    A failure of the model is raised here, in the caller's thread.
+    A failure of the model is raised here, in the caller's thread. A reply that is not read to its end (an interrupt, or
+    ``close``) stops at the next token.
     """
     ids = encode(tokenizer, chat_prompt(tokenizer, conversation))[None].to(model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     options: dict[str, Any] = {"do_sample": False, "pad_token_id": pad_token(tokenizer), **generate}
     if not tokenizer.chat_template:
         options |= {"stop_strings": ["\n"], "tokenizer": tokenizer}
+    unwanted = _Unwanted()
+    options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), unwanted])
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -69,9 +79,25 @@ def stream_reply(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    for piece in streamer:
-        if piece:
-            yield piece
-    thread.join()
+    try:
+        for piece in streamer:
+            if piece:
+                yield piece
+    finally:
+        unwanted.set()
+        thread.join()
     if failed:
         raise failed[0]
+
+
+class _Unwanted(StoppingCriteria):
+    """Ends a generation once nobody reads it."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)  # type: ignore[return-value]

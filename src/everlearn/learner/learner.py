@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,53 +12,26 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from everlearn.errors import FingerprintError, InvalidArgument, SleepRejected, StoreError
-from everlearn.learner.anchor import Anchor, load_anchor
+from everlearn.errors import FingerprintError, InvalidArgument
+from everlearn.learner.anchor import Anchor
 from everlearn.learner.chat import Message, stream_reply
 from everlearn.learner.consolidation import Consolidator, Objective, Optimizer, Report, Schedule, adamw
 from everlearn.learner.dreams import Dream, Dreamer, SelfStudyDreamer
 from everlearn.learner.journal import diff_nights, find_observations
-from everlearn.learner.night import Kept, choose_replay, kept_dreams, superseded
+from everlearn.learner.night import before_knowing, choose_replay, kept_dreams, superseded
 from everlearn.learner.sampling import encode
 from everlearn.learner.selection import Selector, SurpriseSelector
 from everlearn.learner.store import MemoryStore, Night, Observation
-from everlearn.learner.voice import Voice, load_voice
+from everlearn.learner.voice import Voice
+from everlearn.learner.weights import SLOW, Layout, Weights
 from everlearn.levels import Level
-from everlearn.memories.gated import GatedMemory, gated_memories
-from everlearn.memories.residual import ResidualMemory
 from everlearn.models.hub import DEFAULT_MODEL, load_model
-from everlearn.models.memory_file import fingerprint, load_memory, save_memory
-from everlearn.models.stacking import continua, is_stacked, memory_state, reset_level, stack_levels
+from everlearn.models.stacking import reset_level
 from everlearn.models.streaming import Stream
-from everlearn.models.structure import find_decoder
 from everlearn.models.trunk import SplitModel
-
-SLOW = "slow"
 
 Progress = Callable[[str, float], None]
 SelectorFactory = Callable[[PreTrainedModel, PreTrainedTokenizerBase, SplitModel, Anchor], Selector]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the slow level sits and how large it is.
-
-    Attributes:
-        first: depth of the lowest memory as a share of the model's layers; the trunk below runs once per text.
-        last: depth at which the memories end.
-        width: hidden units of each memory.
-        day_width: hidden units of the memories of the levels above the slow one, if there are any.
-    """
-
-    first: float = 0.46
-    last: float = 0.73
-    width: int = 128
-    day_width: int = 16
-
-    def layers(self, count: int) -> list[int]:
-        """Return the layers that carry memories, of a model of ``count`` layers."""
-        first = min(int(self.first * count + 0.5), count - 1)
-        return list(range(first, max(first + 1, int(self.last * count + 0.5))))
 
 
 @dataclass(frozen=True)
@@ -110,17 +81,15 @@ class Learner:
     ) -> None:
         """See :meth:`from_pretrained`; ``store`` must be open."""
         self.base, self.tokenizer, self.store, self.seed = base, tokenizer, store, seed
-        self._check_base()
-        self.layout, self.schedule = layout or Layout(), schedule or Schedule()
-        self._objective, self._optimizer, self._selector = objective, optimizer, selector
-        self._dreamer, self._voice = dreamer, voice
+        self.schedule = schedule or Schedule()
+        self._objective, self._optimizer, self._selector, self._dreamer = objective, optimizer, selector, dreamer
         self._progress = progress or (lambda stage, share: None)
-        self.model = self._stack(levels)
-        self._split: SplitModel | None = None
-        self._anchor: Anchor | None = None
+        self._weights = Weights(base, tokenizer, levels, layout or Layout(), voice, self._progress)
+        self._check_base()
+        self.model = self._weights.model
         self._stream = Stream(self.model) if any(level.every for level in levels) else None
         self._day = [level.name for level in levels]
-        self._load(store.load_state())
+        self._weights.load(store.load_state())
 
     @classmethod
     def from_pretrained(
@@ -236,7 +205,7 @@ class Learner:
         if new:
             givers = {number for numbers in gone.values() for number in numbers}
             remaining = [item for item in old if item.id not in givers]
-            replay = choose_replay(remaining, self._replay_size(new), generator)
+            replay = choose_replay(remaining, self._replay_size(new.values()), generator)
             metrics = {"superseded": {str(key): sorted(numbers) for key, numbers in gone.items() if numbers}}
             report, night = self._consolidate(list(new.values()), replay, generator, metrics, new, dismissed)
             lost = tuple(sorted({item.observation for item in old if item.id in givers}))
@@ -260,18 +229,19 @@ class Learner:
         if not self.store.needs_rebuild(ids):
             self.store.forget(ids)
             return ids
-        parent, relearn, replay = self._without(ids)
+        parent, relearn, known = before_knowing(self.store, ids)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.store.head + 1)
         before = self.store.load_state()
-        self._load(self.store.load_state(parent))
+        self._weights.load(self.store.load_state(parent))
         try:
             metrics: dict[str, Any] = {"rebuilt_from": parent}
             if relearn:
+                replay = choose_replay(known, self._replay_size(relearn), generator)
                 metrics |= self._make_consolidator().learn(relearn, replay, generator, self._progress).metrics()
-            with self._saved() as file:
+            with self._weights.saved() as file:
                 self.store.forget(ids, file, metrics=metrics)
         except BaseException:
-            self._load(before)
+            self._weights.load(before)
             raise
         self._wake()
         return ids
@@ -292,7 +262,7 @@ class Learner:
         What was heard stays in the journal, and later nights stay to be returned to.
         """
         self.store.rollback(night)
-        self._load(self.store.load_state())
+        self._weights.load(self.store.load_state())
 
     def diff(self, old: int, new: int | None = None) -> dict[str, Any]:
         """Return what separates two nights: observations learned or lost, and how far the weights moved."""
@@ -308,58 +278,20 @@ class Learner:
         MemoryStore.import_(file, memory, replace=replace)
 
     def status(self) -> dict[str, Any]:
-        """Return the store's status and the size of the memory in the weights."""
-        parameters = sum(tensor.numel() * tensor.element_size() for tensor in self._slow_tensors())
-        return {**self.store.status(), "memory_bytes": parameters, "layers": sorted(continua(self.model))}
+        """Return the store's status, the bytes of the memory in the weights, and the layers that carry it."""
+        return {**self.store.status(), "memory_bytes": self._weights.bytes, "layers": self._weights.layers}
 
     # inside
 
     def _check_base(self) -> None:
-        if is_stacked(self.base):
-            raise InvalidArgument("model: got a stacked model, expected its base")
-        own = fingerprint(self.base)
-        recorded = self.store.base
+        recorded, ours = self.store.base, self._weights
         if recorded is None:
-            self.store.set_base({"name": _name(self.base), "fingerprint": own})
-        elif recorded.get("fingerprint") != own:
+            self.store.set_base({"name": ours.name, "fingerprint": ours.fingerprint})
+        elif recorded.get("fingerprint") != ours.fingerprint:
             raise FingerprintError(
                 f"{self.store.path} belongs to {recorded.get('name')} (fingerprint {recorded.get('fingerprint')}), but"
-                f" the model here is {_name(self.base)} (fingerprint {own}); open it on its own base model"
+                f" the model here is {ours.name} (fingerprint {ours.fingerprint}); open it on its own base model"
             )
-
-    def _stack(self, levels: Sequence[Level]) -> PreTrainedModel:
-        if any(level.every is None for level in levels):
-            raise InvalidArgument("levels: got one without a period; the slow level is there by itself")
-        count = len(find_decoder(self.base).mlps)
-        factories: dict[str, Any] = {level.name: self._day_memory for level in levels}
-        return stack_levels(
-            self.base,
-            [*levels, Level(SLOW)],
-            wiring="independent",
-            layers=self.layout.layers(count),
-            memory={**factories, SLOW: gated_memories(self.layout.width)},
-        )
-
-    def _day_memory(self, hidden_size: int) -> ResidualMemory:
-        return ResidualMemory(hidden_size, self.layout.day_width)
-
-    def _load(self, state: bytes | None) -> None:
-        """Put a night's snapshot, or the untouched start, into the slow level."""
-        if state is None:
-            reset_level(self.model, SLOW)
-            return
-        with tempfile.TemporaryDirectory(prefix="everlearn-") as folder:
-            file = Path(folder) / "night.safetensors"
-            file.write_bytes(state)
-            load_memory(self.model, file)
-
-    @contextlib.contextmanager
-    def _saved(self) -> Iterator[Path]:
-        """Yield a file that holds the slow level as it is now."""
-        with tempfile.TemporaryDirectory(prefix="everlearn-") as folder:
-            file = Path(folder) / "night.safetensors"
-            save_memory(self.model, file, level=SLOW)
-            yield file
 
     def _consolidate(
         self,
@@ -373,7 +305,7 @@ class Learner:
         before = self.store.load_state()
         try:
             report = self._make_consolidator().learn(passages, replay, generator, self._progress)
-            with self._saved() as file:
+            with self._weights.saved() as file:
                 night = self.store.commit_night(
                     file,
                     consolidated=list(new),
@@ -382,7 +314,7 @@ class Learner:
                     metrics={**metrics, **report.metrics()},
                 )
         except BaseException:
-            self._load(before)
+            self._weights.load(before)
             raise
         return report, night
 
@@ -390,33 +322,11 @@ class Learner:
         """Commit a night in which nothing was learned, so that its small talk is not judged again."""
         if not ids:
             return None
-        with self._saved() as file:
+        with self._weights.saved() as file:
             return self.store.commit_night(file, dismissed=ids)
 
-    def _replay_size(self, new: dict[int, list[Dream]]) -> int:
-        return round(self.schedule.replay * sum(map(len, new.values())))
-
-    def _without(self, ids: Sequence[int]) -> tuple[int, list[list[Dream]], list[Dream]]:
-        """Return the last night that did not know ``ids``, the dreams to learn again from there, and some to replay."""
-        gone = set(ids)
-        nights = {night.n: night for night in self.store.nights()}
-        number = self.store.head
-        learned = {item.id: item.night for item in self.store.history() if item.state == "consolidated"}
-        first = min(night for key, night in learned.items() if key in gone and night is not None)
-        while number and (number >= first or nights[number].unavailable is not None):
-            number = nights[number].parent
-        known = {item.id for item in self.store.history(number) if item.state == "consolidated"}
-        dreams = [item for item in kept_dreams(self.store, without=gone) if item.observation not in gone]
-        again: dict[int, list[Dream]] = {}
-        for item in dreams:
-            if item.observation not in known:
-                again.setdefault(item.observation, []).append(item.dream)
-        replay = choose_replay(
-            [item for item in dreams if item.observation in known],
-            self._replay_size(again),
-            torch.Generator().manual_seed(self.seed),
-        )
-        return number, list(again.values()), replay
+    def _replay_size(self, new: Iterable[Sequence[Dream]]) -> int:
+        return round(self.schedule.replay * sum(map(len, new)))
 
     def _find(self, what: str | int | Sequence[int]) -> list[int]:
         live = [item for item in self.store.history() if item.state != "forgotten"]
@@ -440,25 +350,8 @@ class Learner:
         if self._stream is not None:
             self._stream = Stream(self.model)
 
-    def _slow_tensors(self) -> list[torch.Tensor]:
-        return list(memory_state(self.model, SLOW).values())
-
-    def _make_split(self) -> SplitModel:
-        if self._split is None:
-            self._split = SplitModel(self.model)
-        return self._split
-
-    def _make_anchor(self) -> Anchor:
-        """Return the anchor, made on an untouched stack of the same layout."""
-        if self._anchor is None:
-            voice = self._voice or load_voice(self.base, self.tokenizer, progress=self._progress)
-            self._progress("reading the base model's own voice", 0.0)
-            fresh = SplitModel(self._stack(()))
-            self._anchor = load_anchor(fresh, self.tokenizer, voice, f"{fingerprint(self.base)}-{fresh.layer}")
-        return self._anchor
-
     def _make_selector(self) -> Selector:
-        return self._selector(self.model, self.tokenizer, self._make_split(), self._make_anchor())
+        return self._selector(self.model, self.tokenizer, self._weights.split, self._weights.anchor)
 
     def _make_dreamer(self) -> Dreamer:
         if self._dreamer is None:
@@ -466,24 +359,13 @@ class Learner:
         return self._dreamer
 
     def _make_consolidator(self) -> Consolidator:
-        lowest = next(iter(continua(self.model).values()))
-        memory = lowest.memories[lowest.names.index(SLOW)]
-        if not isinstance(memory, GatedMemory):
-            raise InvalidArgument("the slow level has no gate")
         return Consolidator(
-            self._make_split(),
+            self._weights.split,
             self.tokenizer,
-            memory.gate,
-            self._make_anchor(),
+            self._weights.gate,
+            self._weights.anchor,
             level=SLOW,
             schedule=self.schedule,
             objective=self._objective,
             optimizer=self._optimizer,
         )
-
-
-def _name(model: PreTrainedModel) -> str:
-    return getattr(model.config, "_name_or_path", "") or type(model).__name__
-
-
-__all__ = ["Kept", "Layout", "Learner", "SleepRejected", "SleepReport", "StoreError", "diff_nights"]

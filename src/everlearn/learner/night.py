@@ -95,3 +95,26 @@ def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -
         chosen += [queue.pop() for queue in queues][: count - len(chosen)]
         queues = [queue for queue in queues if queue]
     return chosen
+
+
+def before_knowing(store: MemoryStore, ids: Sequence[int]) -> tuple[int, list[list[Dream]], list[Kept]]:
+    """Return from where, and with what, the slow level is rebuilt as if the observations ``ids`` had never been told.
+
+    Returns:
+        the last night before any of them was learned whose snapshot is there (0: the untouched base), the dreams of the
+        other observations learned since, and the dreams of those it knew already, for replay.
+    """
+    gone = set(ids)
+    nights = {night.n: night for night in store.nights()}
+    learned = {item.id: item.night for item in store.history() if item.state == "consolidated"}
+    first = min(night for key, night in learned.items() if key in gone and night is not None)
+    number = store.head
+    while number and (number >= first or nights[number].unavailable is not None):
+        number = nights[number].parent
+    known = {item.id for item in store.history(number) if item.state == "consolidated"}
+    dreams = [item for item in kept_dreams(store, without=gone) if item.observation not in gone]
+    again: dict[int, list[Dream]] = {}
+    for item in dreams:
+        if item.observation not in known:
+            again.setdefault(item.observation, []).append(item.dream)
+    return number, list(again.values()), [item for item in dreams if item.observation in known]

@@ -38,7 +38,7 @@ class Prompt:
         if self._layers is None:
             filled = DynamicCache()
             self.model(input_ids=self.ids[None], past_key_values=filled, use_cache=True, logits_to_keep=1)
-            self._layers = [(layer.keys, layer.values) for layer in filled.layers]
+            self._layers = [(vars(layer)["keys"], vars(layer)["values"]) for layer in filled.layers]
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self._layers):
             cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
@@ -111,7 +111,7 @@ class Prompt:
             ids = new[:, None]
             seen = torch.cat([seen, seen.new_ones(len(rows), 1)], dim=1)
             positions = positions[:, -1:] + 1
-        return [self.tokenizer.decode(tokens).split(stop or "\0")[0].strip() for tokens in made]
+        return [str(self.tokenizer.decode(tokens)).split(stop or "\0")[0].strip() for tokens in made]
 
     @torch.no_grad()
     def log_likelihood(self, tails: Sequence[str], targets: Sequence[str]) -> list[Tensor]:

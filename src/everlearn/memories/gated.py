@@ -55,8 +55,9 @@ class Gate(nn.Module):
 
     def open(self, x: Tensor) -> Tensor:
         """Compute g for this pass, for the memories above too (an activation of the pass, kept per thread)."""
-        self._pass.value = self(x)
-        return self._pass.value
+        value = self(x)
+        self._pass.value = value
+        return value
 
     def opened(self) -> Tensor:
         """Return what :meth:`open` computed in this pass."""

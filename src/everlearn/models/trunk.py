@@ -116,7 +116,7 @@ class SplitModel:
         """
         cache = DynamicCache()
         self._run(hidden, cache)
-        return Past(tuple((layer.keys, layer.values) for layer in cache.layers[self.layer :]), self.layer)
+        return Past(tuple((vars(own)["keys"], vars(own)["values"]) for own in cache.layers[self.layer :]), self.layer)
 
     def _run(self, hidden: Tensor, cache: DynamicCache | None) -> Tensor:
         with self._given.holding(hidden):

@@ -1,0 +1,150 @@
+"""The memory in the weights: a stack on a shared base, its slow level, and what training it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from everlearn.errors import InvalidArgument
+from everlearn.learner.anchor import Anchor, load_anchor
+from everlearn.learner.voice import Voice, load_voice
+from everlearn.levels import Level
+from everlearn.memories.gated import Gate, GatedMemory, gated_memories
+from everlearn.memories.residual import ResidualMemory
+from everlearn.models.memory_file import fingerprint, load_memory, save_memory
+from everlearn.models.stacking import continua, is_stacked, memory_state, reset_level, stack_levels
+from everlearn.models.structure import find_decoder
+from everlearn.models.trunk import SplitModel
+
+SLOW = "slow"
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the slow level sits and how large it is.
+
+    Attributes:
+        first: depth of the lowest memory as a share of the model's layers; the trunk below runs once per text.
+        last: depth at which the memories end.
+        width: hidden units of each memory.
+        day_width: hidden units of the memories of the levels above the slow one, if there are any.
+    """
+
+    first: float = 0.46
+    last: float = 0.73
+    width: int = 128
+    day_width: int = 16
+
+    def layers(self, count: int) -> list[int]:
+        """Return the layers that carry memories, of a model of ``count`` layers."""
+        first = min(int(self.first * count + 0.5), count - 1)
+        return list(range(first, max(first + 1, int(self.last * count + 0.5))))
+
+
+class Weights:
+    """One user's memory as weights beside those of ``base``, which it never writes.
+
+    Args:
+        base: the base model, not stacked; any number of users share it.
+        tokenizer: its tokenizer.
+        levels: the levels faster than the slow one, each with a period.
+        layout: where the memories sit.
+        voice: the base's own voice; default: from the cache, or sampled when first needed.
+        progress: called with what is being done and the share done, from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        levels: Sequence[Level],
+        layout: Layout,
+        voice: Voice | None,
+        progress: Progress,
+    ) -> None:
+        if is_stacked(base):
+            raise InvalidArgument("model: got a stacked model, expected its base")
+        if any(level.every is None for level in levels):
+            raise InvalidArgument("levels: got one without a period; the slow level is there by itself")
+        self.base, self.tokenizer, self.layout = base, tokenizer, layout
+        self.name = getattr(base.config, "_name_or_path", "") or type(base).__name__
+        self.fingerprint = fingerprint(base)
+        self.model = self._stack(levels)
+        self._voice, self._progress = voice, progress
+        self._split: SplitModel | None = None
+        self._anchor: Anchor | None = None
+
+    def load(self, state: bytes | None) -> None:
+        """Put a night's snapshot, or the untouched start (None), into the slow level, in place."""
+        if state is None:
+            reset_level(self.model, SLOW)
+            return
+        with tempfile.TemporaryDirectory(prefix="everlearn-") as folder:
+            file = Path(folder) / "night.safetensors"
+            file.write_bytes(state)
+            load_memory(self.model, file)
+
+    @contextlib.contextmanager
+    def saved(self) -> Iterator[Path]:
+        """Yield a file that holds the slow level as it is now."""
+        with tempfile.TemporaryDirectory(prefix="everlearn-") as folder:
+            file = Path(folder) / "night.safetensors"
+            save_memory(self.model, file, level=SLOW)
+            yield file
+
+    @property
+    def bytes(self) -> int:
+        """Size of the slow level."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in memory_state(self.model, SLOW).values())
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that carry memories."""
+        return list(continua(self.model))
+
+    @property
+    def gate(self) -> Gate:
+        """The gate of the slow level."""
+        lowest = next(iter(continua(self.model).values()))
+        memory = lowest.memories[lowest.names.index(SLOW)]
+        if not isinstance(memory, GatedMemory):
+            raise InvalidArgument(f"memory: got {type(memory).__name__} in the lowest layer, expected a GatedMemory")
+        return memory.gate
+
+    @property
+    def split(self) -> SplitModel:
+        """The stack, cut below its lowest memory."""
+        if self._split is None:
+            self._split = SplitModel(self.model)
+        return self._split
+
+    @property
+    def anchor(self) -> Anchor:
+        """The base's own voice behind the trunk, made on an untouched stack of the same layout."""
+        if self._anchor is None:
+            voice = self._voice or load_voice(self.base, self.tokenizer, progress=self._progress)
+            self._progress("reading the base model's own voice", 0.0)
+            fresh = SplitModel(self._stack(()))
+            self._anchor = load_anchor(fresh, self.tokenizer, voice, f"{self.fingerprint}-{fresh.layer}")
+        return self._anchor
+
+    def _stack(self, levels: Sequence[Level]) -> PreTrainedModel:
+        day: dict[str, Any] = {level.name: self._day_memory for level in levels}
+        return stack_levels(
+            self.base,
+            [*levels, Level(SLOW)],
+            wiring="independent",
+            layers=self.layout.layers(len(find_decoder(self.base).mlps)),
+            memory={**day, SLOW: gated_memories(self.layout.width)},
+        )
+
+    def _day_memory(self, hidden_size: int) -> ResidualMemory:
+        return ResidualMemory(hidden_size, self.layout.day_width)
