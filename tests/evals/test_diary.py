@@ -22,6 +22,10 @@ MEASURES = {
 }
 
 
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the run catches it."""
+
+
 class Logged(Reciter):
     """Writes down what happens to it, and can be killed on a day."""
 
@@ -31,7 +35,7 @@ class Logged(Reciter):
     def _note(self, *what):
         Logged.log.append((self.setting.seed, *what))
         if Logged.kill_after == what:
-            raise KeyboardInterrupt
+            raise Killed
 
     def tell(self, text):
         super().tell(text)
@@ -73,6 +77,7 @@ def small(monkeypatch):
     monkeypatch.setattr(module, "registry", lambda: named)
     monkeypatch.setattr(diary_measures, "SPEED_TOKENS", 3)
     monkeypatch.setattr(diary_measures, "REPLY_TOKENS", 4)
+    monkeypatch.setattr(module, "report", lambda out: None)  # drawing is slow, and has a test of its own
 
 
 class Stale(Reciter):
@@ -155,7 +160,7 @@ def test_a_kill_loses_one_day_at_most(data, model, tmp_path, moment):
     out = tmp_path / "out.json"
     whole = go(data, model, tmp_path / "whole.json", smalltalk=2)
     Logged.log, Logged.kill_after = [], moment
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         go(data, model, out, smalltalk=2)
     kept = json.loads(out.read_text())
     done = len(kept["rows"])
@@ -233,7 +238,7 @@ def test_results_of_another_protocol_are_refused(data, model, tmp_path):
 def test_a_lost_work_folder_is_named(data, model, tmp_path):
     out = tmp_path / "out.json"
     Logged.kill_after = ("sleep", 8)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         go(data, model, out, smalltalk=2)
     shutil.rmtree(tmp_path / "out.work")
     with pytest.raises(InvalidArgument, match="day-1, from which to go on, is gone"):
@@ -249,7 +254,7 @@ def test_baselines_that_need_dreams_need_everlearn(data, model, tmp_path, monkey
 def test_report_of_unfinished_and_finished_results(data, model, tmp_path):
     out = tmp_path / "out.json"
     Logged.kill_after = ("sleep", 8)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         go(data, model, out, methods=("frozen", "logged"), smalltalk=2)
     report(out)
     assert "Incomplete" in out.with_suffix(".md").read_text()

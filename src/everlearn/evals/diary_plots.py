@@ -82,7 +82,7 @@ def _by_age(rows: Sequence[dict[str, Any]]) -> Any:
         ages = sorted(by_age)
         panel.plot(ages, [sum(by_age[age]) / len(by_age[age]) for age in ages], marker=".", label=name)
     panel.set(xlabel="nights since the fact was told", ylabel="recall, all questions", ylim=(0, 1))
-    panel.legend()
+    panel.legend(loc="upper right")
     return figure
 
 
@@ -99,5 +99,5 @@ def _by_night(rows: Sequence[dict[str, Any]]) -> Any:
             days = sorted(by_day)
             panel.plot(days, [sum(by_day[day]) / len(by_day[day]) for day in days], marker=".", label=name)
         panel.set(xlabel="night", ylabel=label)
-        panel.legend()
+        panel.legend(loc="upper right")
     return figure
