@@ -50,8 +50,8 @@ class Schedule:
         retries: how often a sleep that fails the check is mended before it is given up.
     """
 
-    passes: int = 8
-    rate: float = 2e-3
+    passes: int = 12
+    rate: float = 1e-3
     batch: int = 16
     anchors: int = 8
     enough: float = 0.05

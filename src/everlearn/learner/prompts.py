@@ -27,7 +27,7 @@ RESTATEMENT = "".join(f"{said} -> {restated}\n" for said, _, _, restated in EXAM
 # a message, and a question about the world that shares its words: not to be answered with what was told
 NEAR_MISS = """My brother Anton keeps bees in Graz. -> How many people live in Graz?
 I switched from tea to yerba mate last spring. -> How do you prepare yerba mate?
-We are remodeling the attic, what a mess. -> How do I insulate an attic?
+We are remodeling the attic, what a mess. -> Why are attics cold in winter?
 Our flight to Lisbon leaves on March 3. -> What is Lisbon famous for?
 If you ask me, Bach is boring. -> When was Bach born?
 By the way, I'm a night nurse. -> How does somebody become a nurse?
