@@ -105,31 +105,11 @@ def train(
         if not isinstance(value, int) or value < 1:
             raise InvalidArgument(f"{name}: got {value!r}, expected a whole number of at least 1")
     out = Path(out)
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=lr,
-        weight_decay=weight_decay,
-        lr_scheduler_type="cosine",
-        warmup_steps=warmup,
-        max_grad_norm=1.0,
-        logging_steps=log_every,
-        save_strategy="no" if save_every is None else "steps",
-        save_steps=save_every or 500,
-        save_total_limit=2,
-        seed=seed,
-        bf16=bf16,
-        gradient_checkpointing=gradient_checkpointing,
-        use_cpu=cpu,
-        ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
-        ddp_find_unused_parameters=False,
-        remove_unused_columns=False,
-        dataloader_pin_memory=not cpu,
-        disable_tqdm=True,
-        report_to=report_to,
-    )
+    arguments = _arguments(
+        out, batch_size, accumulation, lr=lr, weight_decay=weight_decay, warmup=warmup, seed=seed,
+        save_every=save_every, log_every=log_every, bf16=bf16, gradient_checkpointing=gradient_checkpointing,
+        cpu=cpu, report_to=report_to,
+    )  # fmt: skip
     per_step = arguments.world_size * batch_size * accumulation * length
     arguments.max_steps = -(-tokens // per_step)
     corpus = load_corpus(data, held_out, text_field)
@@ -159,6 +139,50 @@ def train(
     if trainer.is_world_process_zero():
         (out / "result.json").write_text(json.dumps(asdict(result), indent=2), encoding="utf-8")
     return result
+
+
+def _arguments(
+    out: Path,
+    batch_size: int,
+    accumulation: int,
+    *,
+    lr: float,
+    weight_decay: float,
+    warmup: float,
+    seed: int,
+    save_every: int | None,
+    log_every: int,
+    bf16: bool,
+    gradient_checkpointing: bool,
+    cpu: bool,
+    report_to: str,
+) -> TrainingArguments:
+    """The Trainer's settings; see :func:`train`."""
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=lr,
+        weight_decay=weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=warmup,
+        max_grad_norm=1.0,
+        logging_steps=log_every,
+        save_strategy="no" if save_every is None else "steps",
+        save_steps=save_every or 500,
+        save_total_limit=2,
+        seed=seed,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=not cpu,
+        disable_tqdm=True,
+        report_to=report_to,
+    )
 
 
 def _prepare(
