@@ -99,5 +99,5 @@ class _Unwanted(StoppingCriteria):
     def set(self) -> None:
         self._event.set()
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
-        return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)  # type: ignore[return-value]
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -156,7 +156,7 @@ class Learner:
 
     def chat(
         self, conversation: str | Sequence[Message], *, max_new_tokens: int = 128, **generate: Any
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Hear the last message of ``conversation`` and stream the reply, greedily by default.
 
         A string is the first message of a new, empty conversation. The message is journalled before the first piece of
