@@ -46,7 +46,7 @@ def shown(text):
 
 def test_the_tree_has_the_commands_that_others_call():
     wanted = [*MEMORY_COMMANDS, "train", "generate"]
-    assert {(name,) for name in wanted} | {("model", "fetch"), ("eval", "optim")} <= set(commands())
+    assert {(name,) for name in wanted} | {("model", "fetch"), ("eval", "optim"), ("eval", "diary")} <= set(commands())
 
 
 @pytest.mark.parametrize("path", commands(), ids=" ".join)
@@ -100,7 +100,9 @@ def test_commands_in_markdown_are_found():
 
 
 def test_the_commands_that_readme_shows_exist(everlearn):
-    for words in shown(README.read_text(encoding="utf-8")):
+    examples = shown(README.read_text(encoding="utf-8"))
+    assert len(examples) > 5
+    for words in examples:
         command, rest = find(words)
         options = {option for item in command.params for option in [*item.opts, *item.secondary_opts]} | {"--help"}
         assert [word for word in rest if word.startswith("--") and word.split("=")[0] not in options] == [], words

@@ -200,8 +200,8 @@ class TestDemo:
         code, _, err = everlearn("demo")
         assert (code, "wants a memory of its own" in err) == (1, True)
 
-    def test_a_failing_step_is_named(self, process, tmp_path):
-        code, out, err = process("demo", "--model", tmp_path / "none", "--memory", tmp_path / "new")
+    def test_a_failing_step_is_named(self, everlearn, tmp_path):
+        code, out, err = everlearn("demo", "--model", tmp_path / "none", "--memory", tmp_path / "new")
         assert (code, out) == (1, "")
         assert "`everlearn ask` ended with code 1" in err
         assert "expected a model's folder" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -30,10 +31,11 @@ def chat(
             conversation.append({"role": "user", "content": message})
             _shorten(learner, conversation, max_tokens)
             reply = ""
-            for piece in learner.chat(conversation, max_new_tokens=max_tokens):
-                reply += piece
-                if not options.as_json:
-                    print(piece, end="", flush=True)
+            with contextlib.closing(learner.chat(conversation, max_new_tokens=max_tokens)) as pieces:
+                for piece in pieces:
+                    reply += piece
+                    if not options.as_json:
+                        print(piece, end="", flush=True)
             print(json.dumps({"message": message, "reply": reply}, ensure_ascii=False) if options.as_json else "")
             sys.stdout.flush()
             conversation.append({"role": "assistant", "content": reply})
