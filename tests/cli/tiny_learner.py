@@ -92,7 +92,9 @@ def simple_from_pretrained():
         chatter=("Hello!", "How are you?"),
     )
     parts = {"dreamer": Parrot(), "selector": Select, "voice": voice}
-    return functools.partial(Learner.from_pretrained, schedule=Schedule(passes=1, recall=0.0, agreement=0.0), **parts)
+    return functools.partial(
+        Learner.from_pretrained, schedule=Schedule(passes=1, steps=1, recall=0.0, agreement=0.0), **parts
+    )
 
 
 def install() -> None:

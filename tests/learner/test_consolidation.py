@@ -44,7 +44,7 @@ def parts(tmp_path, monkeypatch):
 
 def consolidator(parts, objective=None, **schedule) -> Consolidator:
     _, tokenizer, split, anchor, gate = parts
-    lax = {"agreement": 0.0, "recall": 0.0, "passes": 60, "rate": 1e-2, "batch": 4, "enough": 0.01}
+    lax = {"steps": 1, "agreement": 0.0, "recall": 0.0, "passes": 60, "rate": 1e-2, "batch": 4, "enough": 0.01}
     return Consolidator(split, tokenizer, gate, anchor, schedule=Schedule(**{**lax, **schedule}), objective=objective)
 
 
@@ -147,6 +147,10 @@ def test_anchor_weight_keeps_the_voice(parts):
 def test_nothing_to_learn_is_an_error(parts):
     with pytest.raises(InvalidArgument, match="no dreams"):
         consolidator(parts).learn([[]], [], torch.Generator(), quiet)
+
+
+def test_few_dreams_get_enough_steps(parts):
+    assert consolidator(parts, passes=2, steps=9, enough=0.0).learn(DREAMS, [], torch.Generator(), quiet).passes == 5
 
 
 def test_bad_schedule():

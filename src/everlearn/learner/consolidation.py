@@ -39,7 +39,8 @@ class Schedule:
     """How long and how hard a sleep learns, and what it must show.
 
     Attributes:
-        passes: over the dreams, at most.
+        passes: over the dreams, at most, unless they make fewer than ``steps`` steps.
+        steps: least number of steps, however few the dreams.
         rate: peak learning rate; falls linearly to a tenth.
         batch: dreams in a step.
         anchors: replies of the base's voice in a step.
@@ -51,6 +52,7 @@ class Schedule:
     """
 
     passes: int = 12
+    steps: int = 40
     rate: float = 1e-3
     batch: int = 16
     anchors: int = 8
@@ -64,7 +66,7 @@ class Schedule:
         for name in ("passes", "batch", "rate"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(f"{name}: got {getattr(self, name)}, expected a number above 0")
-        for name in ("anchors", "enough", "replay", "retries", "agreement", "recall"):
+        for name in ("steps", "anchors", "enough", "replay", "retries", "agreement", "recall"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument(f"{name}: got {getattr(self, name)}, expected at least 0")
 
@@ -172,7 +174,8 @@ class Consolidator:
         seen = run_trunk(self.split, checks).hidden
         self._share_start(examples, acts)
         anchored = self._open_anchors()
-        passes, loss = self._train(examples, acts.hidden, anchored, self.schedule.passes, generator, progress)
+        wanted = max(self.schedule.passes, -(-self.schedule.steps // -(-len(examples) // self.schedule.batch)))
+        passes, loss = self._train(examples, acts.hidden, anchored, wanted, generator, progress)
         retries = 0
         while True:
             progress("checking", 1.0)
