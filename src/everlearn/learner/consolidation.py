@@ -52,10 +52,10 @@ class Schedule:
     """
 
     passes: int = 12
-    steps: int = 40
+    steps: int = 80
     rate: float = 1e-3
-    batch: int = 16
-    anchors: int = 8
+    batch: int = 8
+    anchors: int = 4
     enough: float = 0.05
     replay: float = 1.0
     agreement: float = 0.93
