@@ -265,7 +265,7 @@ class Learner:
         self._weights.load(self.store.load_state())
 
     def diff(self, old: int, new: int | None = None) -> dict[str, Any]:
-        """Return what separates two nights: observations learned or lost, and how far the weights moved."""
+        """Return what separates two nights: the observations learned, those lost, and how many both know."""
         return diff_nights(self.store, old, new)
 
     def export(self, file: str | Path) -> dict[str, Any]:
