@@ -1,4 +1,7 @@
-"""Published and small sizes, as functions that make a configuration; keyword arguments replace any of its fields."""
+"""Published and small sizes, as functions that make a configuration; keyword arguments replace any of its fields.
+
+A size is given for HOPE; :func:`preset` gives every family in it, equal in parameters ("retnet-tiny", "samba-760m").
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from typing import Any
 from everlearn.errors import InvalidArgument
 from everlearn.models.backbone_config import BackboneConfig
 from everlearn.models.hope import HopeConfig
-from everlearn.models.transformer import TransformerConfig
+from everlearn.models.registry import FAMILIES, SHARED, family_config
 
-__all__ = ["PRESETS", "hope_1b3", "hope_760m", "hope_attention_tiny", "hope_tiny", "preset", "transformer_tiny"]
+__all__ = ["PRESETS", "SIZES", "hope_1b3", "hope_760m", "hope_tiny", "preset"]
 
 
 def hope_tiny(**changes: Any) -> HopeConfig:
@@ -24,27 +27,6 @@ def hope_tiny(**changes: Any) -> HopeConfig:
         "memory": {"width": 32},
     }
     return HopeConfig(**{**fields, **changes})
-
-
-def hope_attention_tiny(**changes: Any) -> HopeConfig:
-    """HOPE-Attention of the size of :func:`hope_tiny`: attention and a continuum memory of two levels."""
-    fields = {**_transformer_fields(), "mixer": "attention", "cms_periods": [1, 8192]}
-    return HopeConfig(**{**fields, **changes})
-
-
-def transformer_tiny(**changes: Any) -> TransformerConfig:
-    """A Transformer++ of as many parameters as :func:`hope_tiny`."""
-    return TransformerConfig(**{**_transformer_fields(), **changes})
-
-
-def _transformer_fields() -> dict[str, Any]:
-    return {
-        "vocab_size": 4096,
-        "hidden_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 928,
-    }
 
 
 def hope_760m(**changes: Any) -> HopeConfig:
@@ -71,19 +53,19 @@ def hope_1b3(**changes: Any) -> HopeConfig:
     return HopeConfig(**{**fields, **changes})
 
 
-# name on the command line -> what makes the configuration
-PRESETS: dict[str, Callable[..., BackboneConfig]] = {
-    "hope-tiny": hope_tiny,
-    "hope-attention-tiny": hope_attention_tiny,
-    "transformer-tiny": transformer_tiny,
-    "hope-760m": hope_760m,
-    "hope-1b3": hope_1b3,
-}
+# size -> HOPE in it, to which the other families are fitted
+SIZES: dict[str, Callable[..., HopeConfig]] = {"tiny": hope_tiny, "760m": hope_760m, "1b3": hope_1b3}
+# names on the command line
+PRESETS: tuple[str, ...] = tuple(f"{family}-{size}" for family in FAMILIES for size in SIZES)
 
 
 def preset(name: str, **changes: Any) -> BackboneConfig:
     """The configuration of a preset by its name (``_`` and ``-`` are the same); raises InvalidArgument when unknown."""
-    found = PRESETS.get(name.replace("_", "-"))
-    if found is None:
+    found = name.replace("_", "-")
+    if found not in PRESETS:
         raise InvalidArgument(f"name: got {name!r}, expected one of {sorted(PRESETS)}")
-    return found(**changes)
+    family, _, size = found.rpartition("-")
+    if family == "hope":
+        return SIZES[size](**changes)
+    like = SIZES[size](**{k: v for k, v in changes.items() if k in SHARED})
+    return family_config(family, like, **{k: v for k, v in changes.items() if k not in SHARED})

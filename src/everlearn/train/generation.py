@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import everlearn.models.hope
-import everlearn.models.transformer  # noqa: F401  (both make their configurations known to the Auto classes)
+import everlearn.models.registry  # noqa: F401  (makes all configurations known to the Auto classes)
 from everlearn.errors import InvalidArgument, ModelNotFound
 
 __all__ = ["generate"]

@@ -13,11 +13,10 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from everlearn.errors import InvalidArgument
-from everlearn.models.backbone import BackboneForCausalLM
 from everlearn.models.backbone_config import BackboneConfig
-from everlearn.models.hope import HopeConfig, HopeForCausalLM
+from everlearn.models.hope import HopeConfig
 from everlearn.models.presets import preset
-from everlearn.models.transformer import TransformerForCausalLM
+from everlearn.models.registry import build
 from everlearn.train.data import Corpus, load_corpus, load_tokenizer, pack, train_tokenizer
 from everlearn.train.trainer import LevelTrainer
 
@@ -116,7 +115,7 @@ def train(
     with arguments.main_process_first(local=False, desc="tokenizer"):
         config, encoder = _prepare(model, corpus, tokenizer, vocab_size, out, changes)
     set_seed(seed)
-    made = _build(config)
+    made = build(config)
     trainer = LevelTrainer(
         made,
         arguments,
@@ -216,10 +215,6 @@ def _prepare(
     config.vocab_size = len(encoder)
     config.bos_token_id = config.eos_token_id = cast(int, encoder.eos_token_id)
     return config, encoder
-
-
-def _build(config: BackboneConfig) -> BackboneForCausalLM:
-    return HopeForCausalLM(config) if isinstance(config, HopeConfig) else TransformerForCausalLM(config)
 
 
 def _held_out_length(corpus: Corpus, encoder: PreTrainedTokenizerBase, length: int) -> int:
