@@ -9,11 +9,11 @@ import pytest
 
 from everlearn.errors import InvalidArgument
 from everlearn.evals import optim as evaluation
-from everlearn.evals.optim import BUDGETS, CONTENDERS, Budget, interval, run, train
+from everlearn.evals.optim import BUDGETS, CONTENDERS, Budget, _at_time, interval, run, train
 from everlearn.evals.optim_tasks import OrthogonalTasks
 
 COLUMNS = {
-    *("task", "model", "seed", "metric", "value", "parameters", "tokens", "steps", "seconds", "lr"),
+    *("task", "model", "seed", "metric", "value", "parameters", "tokens", "steps", "seconds", "lr", "rates"),
     *("versions", "machine", "commit", "command"),
 }
 
@@ -36,6 +36,7 @@ def two_contenders(monkeypatch):
 @pytest.fixture
 def no_plots(monkeypatch):
     monkeypatch.setattr(evaluation, "draw_curves", lambda *args: None)
+    monkeypatch.setattr(evaluation, "draw_bars", lambda *args: None)
     monkeypatch.setattr(evaluation, "draw_surface", lambda *args: None)
 
 
@@ -60,10 +61,13 @@ def test_run_writes_rows_tables_and_plots(tmp_path, text_folder, two_contenders)
     assert seen[0] == (0, 32)
     assert seen[-1] == (32, 32)
     assert len(list((out / "runs").iterdir())) == 32
-    for stem in ("surface", "orthogonal", "digits", "lm", "surface_paths"):
+    for stem in ("surface", "orthogonal", "digits", "lm", "surface_paths", "orthogonal_destroyed"):
         assert (out / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (out / f"{stem}.svg").read_text()
-    assert "## orthogonal" in (out / "optim.md").read_text()
+    table = (out / "optim.md").read_text()
+    assert "2 rates a factor of 3 apart" in table
+    assert "## orthogonal, 4 steps" in table
+    assert all("(lowest)" in line or "(highest)" in line for line in table.splitlines() if line.startswith("| muon"))
 
 
 def test_run_resumes_after_a_kill_and_trains_only_what_is_missing(tmp_path, two_contenders, no_plots, monkeypatch):
@@ -90,6 +94,12 @@ def test_tuning_uses_validation_and_its_own_seed(tmp_path, two_contenders, no_pl
             best = min(tried, key=lambda r: r["validation_loss"])
             assert len(tried) == 2
             assert {row["lr"] for row in rows if (row["task"], row["model"]) == (task, name)} == {best["lr"]}
+
+
+def test_loss_at_equal_time_lies_on_the_curve():
+    curve = [[0, 0.0, 4.0], [10, 1.0, 2.0], [20, 2.0, 1.0]]
+    assert [_at_time(curve, limit) for limit in (0.5, 1.0, 1.5, 2.0, 9.0)] == [3.0, 2.0, 1.5, 1.0, 1.0]
+    assert _at_time([[0, 0.0, 4.0], [10, 1.0, None]], 0.5) is None
 
 
 def test_intervals():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import math
+import time
 
 import pytest
 
@@ -90,3 +92,18 @@ def test_intervals():
     assert mean_interval([7.0]) == (7.0, None)
     assert interval([1.0, 2.0, 3.0]) == "2 ± 2.5"
     assert interval([1.0, None]) == "diverged"
+
+
+def test_command_is_one_to_type_again(monkeypatch):
+    monkeypatch.setattr(module.sys, "argv", ["/somewhere/bin/everlearn", "eval", "optim"])
+    monkeypatch.setattr(module.sys.modules["__main__"], "__spec__", None)
+    assert module.provenance.__wrapped__()["command"] == "everlearn eval optim"
+    spec = importlib.machinery.ModuleSpec("benchmarks.__main__", None)
+    monkeypatch.setattr(module.sys.modules["__main__"], "__spec__", spec)
+    assert module.provenance.__wrapped__()["command"] == "python -m benchmarks eval optim"
+
+
+@pytest.mark.parametrize(("threads", "clock"), [(1, time.process_time), (2, time.perf_counter)])
+def test_clock_counts_computing_alone_where_it_can(threads, clock, monkeypatch):
+    monkeypatch.setattr(module.torch, "get_num_threads", lambda: threads)
+    assert module.compute_clock() is clock

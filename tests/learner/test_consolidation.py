@@ -17,6 +17,7 @@ from everlearn.memories.gated import gated_memories
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import continua, memory_parameters
 from everlearn.models.trunk import SplitModel
+from everlearn.optim import for_memory
 
 VOICE = Voice(
     general=tuple((f"Who sings {word}?", "The parrot sings.") for word in "abcdefgh"),
@@ -151,6 +152,21 @@ def test_nothing_to_learn_is_an_error(parts):
 
 def test_few_dreams_get_enough_steps(parts):
     assert consolidator(parts, passes=2, steps=9, enough=0.0).learn(DREAMS, [], torch.Generator(), quiet).passes == 5
+
+
+@pytest.mark.parametrize("name", ["muon", "m3"])
+def test_another_optimiser_learns_at_its_own_rate(parts, name):
+    made = []
+
+    def optimizer(params, rate):
+        made.append(for_memory(name, scale=3.0)(params, rate))
+        return made[-1]
+
+    work = consolidator(parts, passes=40, rate=1e-2)
+    work.optimizer = optimizer
+    report = work.learn(DREAMS, [], torch.Generator().manual_seed(0), quiet)
+    assert report.loss < 3.0
+    assert 0 < made[0].param_groups[0]["lr"] < 3.0 * 0.2 * 1e-2  # near the end of its own schedule
 
 
 def test_bad_schedule():

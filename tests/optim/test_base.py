@@ -8,7 +8,7 @@ from torch import nn
 
 from everlearn.errors import InvalidArgument
 from everlearn.ops.updates import MomentumState, muon_step
-from everlearn.optim import Muon
+from everlearn.optim import DMGD, M3, DeltaMomentum, Muon
 from everlearn.optim import base as shell
 
 
@@ -77,6 +77,21 @@ def test_convolutions_are_flattened():
     Muon([conv]).step()
     Muon([flat]).step()
     torch.testing.assert_close(conv.detach().reshape(4, 12), flat.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [Muon, M3, DeltaMomentum, DMGD])
+def test_a_stack_steps_as_its_matrices_would_alone(kind):
+    start, gradients = torch.randn(2, 3, 4, 5), torch.randn(3, 2, 3, 4, 5)
+    stack, singles = nn.Parameter(start.clone()), [nn.Parameter(m.clone()) for m in start.flatten(0, 1)]
+    optimizers = kind([{"params": [stack], "rule": "matrix", "stacked": True}]), kind(singles)
+    for step in gradients:
+        stack.grad = step.clone()
+        for p, g in zip(singles, step.flatten(0, 1)):
+            p.grad = g.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert (stack - start).abs().max() > 1e-3
+    torch.testing.assert_close(stack.flatten(0, 1), torch.stack(list(singles)), rtol=1e-4, atol=1e-5)
 
 
 def test_errors_name_the_argument():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from everlearn.errors import InvalidArgument
 from everlearn.ops.updates import dgd_step_naive
@@ -37,6 +38,18 @@ def test_step_solves_the_proximal_problem_of_every_layer(reduction, shape):
     optimizer.step()
     for i, weight in zip((0, 2), expected):
         torch.testing.assert_close(model[i].weight.detach(), weight, rtol=1e-9, atol=1e-10)
+
+
+def test_the_transposed_weight_of_gpt2_steps_as_that_of_a_linear_layer():
+    linear, conv = nn.Linear(5, 7).double(), Conv1D(7, 5).double()
+    conv.load_state_dict({"weight": linear.weight.detach().mT.clone(), "bias": linear.bias.detach().clone()})
+    x = torch.randn(6, 5).double()
+    for layer in (linear, conv):
+        optimizer = DGD(layer, lr=0.3)
+        layer(x).square().sum(-1).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(conv.weight, linear.weight.mT, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(conv.bias, linear.bias, rtol=1e-12, atol=1e-13)
 
 
 def test_only_tokens_that_got_a_gradient_count():

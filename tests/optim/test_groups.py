@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from everlearn import HopeConfig, HopeForCausalLM
 from everlearn.optim import param_groups
 
 
@@ -48,6 +49,32 @@ def test_heads_are_found_by_name():
     groups = param_groups(model, heads=["out"])
     assert groups[0]["params"][0] is model["body"].weight
     assert groups[1]["params"][0] is model["out"].weight
+
+
+def test_stacks_of_matrices_are_told_from_convolutions():
+    model = nn.ModuleDict(
+        {"conv": nn.Conv1d(2, 3, 2, bias=False), "depthwise": nn.Conv1d(4, 4, 3, groups=4, bias=False)}
+    )
+    model.experts = nn.Parameter(torch.randn(2, 3, 4))
+    matrices, stacks, vectors = param_groups(model)
+    assert [id(p) for p in matrices["params"]] == [id(model["conv"].weight)]
+    assert [id(p) for p in stacks["params"]] == [id(model.experts)]
+    assert (stacks["rule"], stacks["stacked"]) == ("matrix", True)
+    assert [id(p) for p in vectors["params"]] == [id(model["depthwise"].weight)]
+
+
+def test_memories_of_hope_are_stacks_and_its_gates_are_vectors():
+    model = HopeForCausalLM(
+        HopeConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    )
+    matrices, stacks, tables, vectors = param_groups(model)
+    mixer = model.model.layers[0].mixer
+    assert {id(p) for p in stacks["params"]} == {id(p) for p in mixer.starts}
+    gates = {id(mixer.conv_weight), id(mixer.eta_weight), id(mixer.alpha_weight)}
+    assert gates <= {id(p) for p in vectors["params"]}
+    assert vectors["weight_decay"] == 0.0
+    assert len(matrices["params"]) == 4
+    assert len(tables["params"]) == 1
 
 
 def test_groups_serve_torch_optimisers_too():

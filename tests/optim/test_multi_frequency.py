@@ -8,7 +8,7 @@ from torch import nn
 
 from everlearn.errors import InvalidArgument
 from everlearn.levels import Level
-from everlearn.optim import M3, MultiFrequency
+from everlearn.optim import M3, MultiFrequency, Muon, param_groups
 
 
 def sgd(params):
@@ -102,6 +102,19 @@ def test_rates_come_from_the_group_then_the_argument_then_the_level():
     optimizer = MultiFrequency([{"params": [r], "level": Level("r", 4, optimizer=sgd)}])
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert (optimizer.param_groups[0]["level"], optimizer.param_groups[0]["every"]) == ("r", 4)
+
+
+def test_groups_of_a_model_keep_their_rules():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
+    groups = [{**group, "every": 2} for group in param_groups(model)]
+    optimizer = MultiFrequency(groups, optimizer=lambda p: Muon(p, lr=0.5, adamw_lr=0.25))
+    assert [group["rule"] for group in optimizer.param_groups] == ["matrix", "adamw", "adamw"]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25, 0.25]
+    before = [p.detach().clone() for p in model.parameters()]
+    for _ in range(2):
+        model(torch.arange(5)).square().sum().backward()
+        optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
 def test_state_of_other_levels_is_refused():

@@ -7,7 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from everlearn.errors import InvalidArgument
-from everlearn.optim import DGD, M3, OPTIMIZERS, by_name, create
+from everlearn.memories.gated import Gate, GatedMemory
+from everlearn.optim import DGD, M3, OPTIMIZERS, by_name, create, for_memory
 
 
 def tiny_model() -> LlamaForCausalLM:
@@ -50,6 +51,33 @@ def test_unknown_names_are_refused():
         by_name("m4")
     with pytest.raises(InvalidArgument, match="expected one of"):
         create("m4", tiny_model())
+
+
+@pytest.mark.parametrize("name", ["adamw", "delta_momentum", "dmgd", "muon", "m3"])
+def test_a_gated_memory_learns_with_every_rule(name):
+    """W1 starts at zero, so that W2 and b get no gradient at first."""
+    torch.manual_seed(0)
+    gate = Gate(12)
+    gate.set_(torch.zeros(12), torch.ones(()))
+    memory, x, y = GatedMemory(12, 6, gate, opens=True), torch.randn(8, 12), torch.randn(8, 12)
+    scale = {"adamw": 1.0, "delta_momentum": 50.0, "dmgd": 50.0}.get(name, 5.0)
+    optimizer = for_memory(name, scale=scale)(list(memory.parameters()), 0.01)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (memory.delta(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert [group["lr"] for group in optimizer.param_groups] == [scale * 0.01]
+    assert all(torch.isfinite(p).all() and p.abs().max() > 0 for p in memory.parameters())
+
+
+def test_a_memory_needs_a_rule_of_parameters_alone():
+    for name in ("dgd", "m4"):
+        with pytest.raises(InvalidArgument, match="name"):
+            for_memory(name)
 
 
 @pytest.mark.parametrize("name", ["m3", "dgd"])

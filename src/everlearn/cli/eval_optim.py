@@ -16,7 +16,8 @@ def eval_optim(
     budget: Annotated[str, typer.Option("--budget", help="tiny, small or paper.")] = "small",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of the final runs.")] = 3,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of *.txt for the language task, left out without it.")
+        Path | None,
+        typer.Option("--data", help="Folder of text for the language task (or of `books`); left out without it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of the table.")] = False,
 ) -> None:

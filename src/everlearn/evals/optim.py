@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ import torch
 from torch.optim import Optimizer
 
 from everlearn.errors import InvalidArgument
-from everlearn.evals.optim_plots import draw_curves, draw_surface
-from everlearn.evals.optim_tasks import CharacterLM, Digits, OrthogonalTasks, OscillatingSurface, Problem
-from everlearn.evals.results import interval, provenance, write_json, write_text
+from everlearn.evals.optim_plots import draw_bars, draw_curves, draw_surface
+from everlearn.evals.optim_tasks import ByteLM, Digits, OrthogonalTasks, OscillatingSurface, Problem
+from everlearn.evals.results import compute_clock, interval, provenance, write_json, write_text
 from everlearn.optim import OPTIMIZERS, create
 
 Progress = Callable[[int, int, str], None]
@@ -72,7 +71,7 @@ class Budget:
 
 BUDGETS = {
     "tiny": Budget({"surface": 20, "orthogonal": 20, "digits": 10, "lm": 3}, rates=1, points=2),
-    "small": Budget({"surface": 300, "orthogonal": 400, "digits": 300, "lm": 300}, rates=5),
+    "small": Budget({"surface": 300, "orthogonal": 400, "digits": 300, "lm": 400}, rates=5),
     "paper": Budget({"surface": 1000, "orthogonal": 1000, "digits": 1000, "lm": 3000}, rates=7),
 }
 
@@ -86,7 +85,7 @@ def run(
         out: folder for ``runs/*.json``, ``rows.json``, ``optim.md`` and the plots; finished runs in it are kept.
         budget: one of ``BUDGETS``.
         seeds: seeds 0, 1, ... of the final runs.
-        data: folder of ``*.txt`` for the language task, which is left out without it.
+        data: folder of text for the language task (its ``books`` folder, if it has one), left out without it.
         progress: called with runs done, runs in all, and what comes next.
 
     Raises:
@@ -103,7 +102,7 @@ def run(
         "digits": Digits,
     }
     if data is not None:
-        tasks["lm"] = functools.partial(CharacterLM, data=Path(data))
+        tasks["lm"] = functools.partial(ByteLM, data=Path(data))
     pairs = [(task, name) for task in tasks for name in CONTENDERS if (task, name) != ("surface", "dgd")]
     done, total = 0, len(pairs) * (plan.rates + seeds)
     results = []
@@ -126,14 +125,16 @@ def run(
         for i in range(plan.rates):
             attempts.append(once(CONTENDERS[name].middle(task) * 3.0 ** (i - plan.rates // 2), TUNING_SEED))
         best = min(attempts, key=lambda attempt: _or_infinity(attempt["validation_loss"]))
-        results += [once(best["lr"], seed) for seed in range(seeds)]
+        tried = sorted(attempt["lr"] for attempt in attempts)
+        results += [{**once(best["lr"], seed), "rates": tried} for seed in range(seeds)]
     if progress is not None:
         progress(total, total, "tables and plots")
     rows = _rows(results)
     write_json(out / "rows.json", rows)
-    write_text(out / "optim.md", _table(rows))
+    write_text(out / "optim.md", _table(rows, plan))
     for task in tasks:
         draw_curves([r for r in results if r["task"] == task], task, out)
+    draw_bars([r for r in results if r["task"] == "orthogonal"], "destroyed", "share of the first task destroyed", out)
     draw_surface([r for r in results if r["task"] == "surface" and r["seed"] == 0], OscillatingSurface.height, out)
     return rows
 
@@ -145,22 +146,24 @@ def train(
 
     Returns:
         ``curve`` (step, training seconds, validation loss), ``validation_loss``, ``metrics``, ``parameters``,
-        ``steps``, ``tokens``, ``seconds`` (of training, without measuring) and, for the surface, ``path``.
+        ``steps``, ``tokens``, ``seconds`` (of training, without measuring; see :func:`compute_clock`) and, for the
+        surface, ``path``.
     """
     problem = problem_of()
     optimizer = _optimizer(problem, contender, lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / steps)
     marks = {round(steps * (i + 1) / points) for i in range(points)}
     curve, seconds, finite = [[0, 0.0, _or_none(problem.measure()["loss"])]], 0.0, True
+    clock = compute_clock()
     for step in range(steps):
-        began = time.perf_counter()
+        began = clock()
         optimizer.zero_grad()
         loss = problem.loss(step)
         loss.backward()
         optimizer.step()
         schedule.step()
         finite = math.isfinite(loss.item())
-        seconds += time.perf_counter() - began
+        seconds += clock() - began
         if step + 1 in marks and finite:
             curve.append([step + 1, seconds, _or_none(problem.measure()["loss"])])
         if not finite:
@@ -197,37 +200,66 @@ def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     clocks = {(r["task"], r["seed"]): r["seconds"] for r in results if r["model"] == "adamw"}
     rows = []
     for result in results:
-        limit = clocks[result["task"], result["seed"]]
-        in_time = [loss for _, seconds, loss in result["curve"] if seconds <= limit]
-        metrics = {**result["metrics"], "validation_loss": result["validation_loss"], "loss_at_equal_time": in_time[-1]}
+        in_time = _at_time(result["curve"], clocks[result["task"], result["seed"]])
+        metrics = {**result["metrics"], "validation_loss": result["validation_loss"], "loss_at_equal_time": in_time}
         for metric, value in metrics.items():
             rows.append(
                 {
                     **{name: result[name] for name in ("task", "model", "seed")},
                     "metric": metric,
                     "value": value,
-                    **{name: result[name] for name in ("parameters", "tokens", "steps", "seconds", "lr")},
+                    **{name: result[name] for name in ("parameters", "tokens", "steps", "seconds", "lr", "rates")},
                     **result["provenance"],
                 }
             )
     return rows
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _at_time(curve: list[list[Any]], limit: float) -> float | None:
+    """Return the loss after ``limit`` seconds, between two points on the line through them; at most the last."""
+    before = curve[0]
+    for point in curve[1:]:
+        if point[1] > limit:
+            if point[2] is None or before[2] is None:
+                return None
+            share = (limit - before[1]) / (point[1] - before[1])
+            return before[2] + share * (point[2] - before[2])
+        before = point
+    return before[2]
+
+
+def _table(rows: list[dict[str, Any]], plan: Budget) -> str:
     """A Markdown table a task: mean and 95% interval over seeds of every metric."""
-    lines = []
+    seeds = len({row["seed"] for row in rows})
+    lines = [
+        f"Mean and 95% t-interval over {seeds} seeds. Each optimiser: {plan.rates} rates a factor of 3 apart, each"
+        " tried once on a seed of its own and judged on validation data; the rate falls linearly to zero."
+        " `loss_at_equal_time` is the validation loss in the middle of a run, when AdamW had finished its own;"
+        " `seconds` are of training.",
+        "",
+    ]
     for task in dict.fromkeys(row["task"] for row in rows):
         here = [row for row in rows if row["task"] == task]
         metrics = list(dict.fromkeys(row["metric"] for row in here))
-        lines += [f"## {task}", "", "| optimiser | rate | " + " | ".join(metrics) + " | seconds |"]
+        lines += [
+            f"## {task}, {here[0]['steps']} steps",
+            "",
+            "| optimiser | rate | " + " | ".join(metrics) + " | seconds |",
+        ]
         lines.append("|---" * (len(metrics) + 3) + "|")
         for name in dict.fromkeys(row["model"] for row in here):
             mine = [row for row in here if row["model"] == name]
             cells = [interval([row["value"] for row in mine if row["metric"] == metric]) for metric in metrics]
             seconds = interval([row["seconds"] for row in mine if row["metric"] == metrics[0]])
-            lines.append(f"| {name} | {mine[0]['lr']:.3g} | " + " | ".join([*cells, seconds]) + " |")
+            lines.append(f"| {name} | {_rate(mine[0])} | " + " | ".join([*cells, seconds]) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _rate(row: dict[str, Any]) -> str:
+    """The chosen rate, and whether it is the lowest or highest of those tried."""
+    edges = {min(row["rates"]): " (lowest)", max(row["rates"]): " (highest)"} if len(row["rates"]) > 1 else {}
+    return f"{row['lr']:.3g}{edges.get(row['lr'], '')}"
 
 
 def _or_none(value: float) -> float | None:

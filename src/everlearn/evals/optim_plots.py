@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,24 +10,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TITLES = {
+    "surface": "Valley of oscillating curvature: height",
+    "orthogonal": "Two tasks on orthogonal inputs: error of each at the end of its turn",
+    "digits": "Handwritten digits",
+    "lm": "Bytes of books, small HOPE",
+}
+
 
 def draw_curves(results: list[dict[str, Any]], task: str, out: Path) -> None:
-    """Draw validation loss against steps and against training seconds, the mean over seeds, as ``{task}.png|svg``."""
+    """Draw validation loss against steps and training seconds, mean and range over seeds, as ``{task}.png|svg``."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for name in dict.fromkeys(result["model"] for result in results):
+    lowest, first = float("inf"), 0.0
+    for index, name in enumerate(dict.fromkeys(result["model"] for result in results)):
         curves = [result["curve"] for result in results if result["model"] == name]
-        points = [[p for p in column if p[2] is not None] for column in zip(*curves)]
-        mean = torch.tensor([[sum(values) / len(column) for values in zip(*column)] for column in points if column])
+        points = [column for column in zip(*curves) if all(p[2] is not None for p in column)]
+        mean = torch.tensor([[statistics.fmean(values) for values in zip(*column)] for column in points])
+        low, high = (torch.tensor([pick(p[2] for p in column) for column in points]) for pick in (min, max))
+        lowest, first = min(lowest, float(mean[:, 2].min())), max(first, float(mean[0, 2]))
         for panel, axis in zip(panels, (0, 1)):
-            panel.plot(mean[:, axis], mean[:, 2].clamp(min=1e-12), label=name)
+            panel.plot(mean[:, axis], mean[:, 2].clamp(min=1e-12), label=name, **_style(index))
+            panel.fill_between(
+                mean[:, axis], low.clamp(min=1e-12), high.clamp(min=1e-12), color=f"C{index}", alpha=0.15, linewidth=0
+            )
     for panel, label in zip(panels, ("steps", "seconds of training")):
-        panel.set(xlabel=label, ylabel="validation loss", yscale="log")
-    panels[0].legend()
-    figure.suptitle(task)
+        panel.set(xlabel=label, yscale="log", ylim=(max(lowest, 1e-12) * 0.9, first * 1.3))
+        panel.grid(alpha=0.3, which="both", linewidth=0.5)
+        panel.set_xlim(left=0)
+    panels[0].set_ylabel("validation loss")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.suptitle(TITLES.get(task, task))
     _save(figure, out / task)
+
+
+def draw_bars(results: list[dict[str, Any]], metric: str, label: str, out: Path) -> None:
+    """Draw ``metric``, a bar the mean and a dot a seed, as ``{task}_{metric}.png|svg``; diverged seeds are left out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    panel = figure.subplots()
+    names = list(dict.fromkeys(result["model"] for result in results))
+    for index, name in enumerate(names):
+        values = [result["metrics"][metric] for result in results if result["model"] == name]
+        values = [value for value in values if value is not None]
+        if values:
+            panel.bar(index, statistics.fmean(values), color=f"C{index}", alpha=0.6)
+            panel.plot([index] * len(values), values, "o", color="black", markersize=3)
+    panel.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    panel.axhline(0, color="black", linewidth=0.8)
+    panel.set_ylabel(label)
+    panel.grid(alpha=0.3, axis="y", linewidth=0.5)
+    _save(figure, out / f"{results[0]['task']}_{metric}")
 
 
 def draw_surface(results: list[dict[str, Any]], height: Callable[[Tensor, Tensor], Tensor], out: Path) -> None:
@@ -37,17 +74,26 @@ def draw_surface(results: list[dict[str, Any]], height: Callable[[Tensor, Tensor
     x, y = torch.linspace(-5, 1.5, 200), torch.linspace(-1.2, 1.2, 200)
     grid = height(x[None, :], y[:, None]).clamp(min=1e-4)
     columns = 3
-    figure = Figure(figsize=(12, 2.8 * -(-len(results) // columns)), layout="constrained")
-    panels = figure.subplots(-(-len(results) // columns), columns, squeeze=False, sharex=True, sharey=True).flatten()
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(12, 2.6 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
     for panel in panels[len(results) :]:
         panel.set_visible(False)
-    for panel, result in zip(panels, results):
-        panel.contour(x, y, grid, levels=torch.logspace(-3, 1.3, 14).tolist(), norm=LogNorm(), linewidths=0.6)
+    for index, (panel, result) in enumerate(zip(panels, results)):
+        panel.contour(x, y, grid, levels=torch.logspace(-3, 1.3, 14).tolist(), norm=LogNorm(), linewidths=0.5)
         path = torch.tensor([point for point in result["path"] if None not in point])
         panel.plot(path[:, 0], path[:, 1], color="black", linewidth=0.8)
+        panel.plot(*path[0], "s", color="black", markersize=4)
         panel.plot(*path[-1], "o", color="red", markersize=4)
         panel.set(title=f"{result['model']}, rate {result['lr']:.3g}", xlim=(-5, 1.5), ylim=(-1.2, 1.2))
+        panel.tick_params(labelbottom=index + columns >= len(results))
+    figure.supxlabel("x")
+    figure.supylabel("y")
     _save(figure, out / "surface_paths")
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": f"C{index}", "linestyle": ("-", "--")[index % 2], "linewidth": 1.6}
 
 
 def _save(figure: Any, stem: Path) -> None:

@@ -6,6 +6,7 @@ constructions here are ours, written down in :class:`OscillatingSurface` and :cl
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
+from everlearn.models.hope import HopeConfig, HopeForCausalLM
 from everlearn.optim import param_groups
+from everlearn.train.data import load_corpus
+
+LENGTH = 128
+"""Bytes a row of the language task."""
 
 
 class Problem:
@@ -180,29 +186,33 @@ class Digits(Problem):
         return {"loss": float(F.cross_entropy(logits, part[1])), "accuracy": float(hits)}
 
 
-class CharacterLM(Problem):
-    """Next-byte prediction on a folder of text by a two-layer transformer; batches of 8 x 128 bytes.
+class ByteLM(Problem):
+    """Next-byte prediction on books by a small HOPE (self-modifying memories and SwiGLU); batches of 4 x 128 bytes.
 
-    The last tenth of the text is held out: its first half for tuning, its second half for the result.
+    Of ``data/books`` where there is such a folder, else of ``data``, the last tenth of every text is held out: its
+    first half for tuning (32 windows evenly spaced), its second half for the result (128 windows).
     """
 
-    tokens_per_step = 8 * 128
+    tokens_per_step = 4 * 128
 
     def __init__(self, seed: int, steps: int, data: Path) -> None:
-        text = b"\n".join(path.read_bytes() for path in sorted(Path(data).rglob("*.txt")))
-        if len(text) < 20_000:
-            raise InvalidArgument(f"data: got {len(text)} bytes of *.txt under {data}, expected at least 20,000")
-        stream = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
-        held = len(stream) // 20
-        self.train, self.validation, self.test = stream.split([len(stream) - 2 * held, held, held])
+        self.train, validation, test = _load_bytes(Path(data))
+        self.validation, self.test = _windows(validation, 32), _windows(test, 128)
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.model = ByteTransformer()
+        memory = {"width": 16, "recompute": False}
+        sizes: dict[str, Any] = {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 160,
+        }
+        self.model = HopeForCausalLM(HopeConfig(vocab_size=256, memory=memory, **sizes))
 
     def loss(self, step: int) -> Tensor:
         """Return the cross-entropy of random windows."""
-        starts = torch.randint(len(self.train) - 129, (8,), generator=self.generator)
-        return self._loss(self.train, starts)
+        starts = torch.randint(len(self.train) - LENGTH, (4, 1), generator=self.generator)
+        return self._loss(self.train[starts + torch.arange(LENGTH + 1)])
 
     def measure(self) -> dict[str, float]:
         """Return the loss on the validation text, in nats a byte."""
@@ -214,42 +224,30 @@ class CharacterLM(Problem):
         return {**score, "bits_per_byte": score["loss"] / math.log(2)}
 
     @torch.no_grad()
-    def _score(self, part: Tensor) -> dict[str, float]:
-        starts = torch.arange(0, len(part) - 129, 128)[:64]
-        return {"loss": float(torch.stack([self._loss(part, batch) for batch in starts.split(8)]).mean())}
+    def _score(self, windows: Tensor) -> dict[str, float]:
+        return {"loss": sum(float(self._loss(part)) * len(part) for part in windows.split(16)) / len(windows)}
 
-    def _loss(self, part: Tensor, starts: Tensor) -> Tensor:
-        windows = part[starts[:, None] + torch.arange(129)]
-        return F.cross_entropy(self.model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
-
-
-class ByteTransformer(nn.Module):
-    """A small pre-norm transformer over bytes, with learned positions."""
-
-    def __init__(self, hidden_size: int = 64, num_layers: int = 2, num_heads: int = 4, length: int = 128) -> None:
-        super().__init__()
-        self.embedding, self.position = nn.Embedding(256, hidden_size), nn.Embedding(length, hidden_size)
-        self.layers = nn.ModuleList(_Block(hidden_size, num_heads) for _ in range(num_layers))
-        self.norm, self.head = nn.RMSNorm(hidden_size), nn.Linear(hidden_size, 256, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return next-byte logits ``[batch, time, 256]`` for bytes ``[batch, time]``."""
-        x = self.embedding(tokens) + self.position.weight[: tokens.shape[1]]
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(self.norm(x))
+    def _loss(self, windows: Tensor) -> Tensor:
+        windows = windows.long()
+        logits = self.model(input_ids=windows[:, :-1], use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
-class _Block(nn.Module):
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.attention_norm, self.mlp_norm = nn.RMSNorm(hidden_size), nn.RMSNorm(hidden_size)
-        self.q, self.k, self.v, self.o = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4))
-        self.up, self.down = nn.Linear(hidden_size, 4 * hidden_size), nn.Linear(4 * hidden_size, hidden_size)
+@functools.cache
+def _load_bytes(data: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the bytes to train on, of validation and of test."""
+    books = data / "books"
+    corpus = load_corpus(books if books.is_dir() else data, held_out=0.1)
+    halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in corpus.held_out]
+    parts = ["\n".join(texts).encode() for texts in (corpus.train, *zip(*halves))]
+    if sum(map(len, parts)) < 20_000:
+        raise InvalidArgument(f"data: got {sum(map(len, parts))} bytes of text in {data}, expected at least 20,000")
+    train, validation, test = (torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in parts)
+    return train, validation, test
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.attention_norm(x)
-        q, k, v = (f(h).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        x = x + self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-        return x + self.down(F.silu(self.up(self.mlp_norm(x))))
+
+def _windows(text: Tensor, count: int) -> Tensor:
+    """Return up to ``count`` windows ``[n, LENGTH + 1]``, evenly spaced."""
+    whole = (len(text) - 1) // LENGTH
+    first = torch.arange(min(count, whole)) * whole // min(count, whole) * LENGTH
+    return text[first[:, None] + torch.arange(LENGTH + 1)]

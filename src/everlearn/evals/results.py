@@ -14,7 +14,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,22 @@ def provenance() -> dict[str, Any]:
         "versions": {"everlearn": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "commit": git.stdout.strip(),
-        "command": " ".join(sys.argv),
+        "command": " ".join([_program(), *sys.argv[1:]]),
     }
+
+
+def _program() -> str:
+    """The program as one would call it again: ``python -m a.module``, or the name of a script."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return Path(sys.argv[0]).name if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def compute_clock() -> Callable[[], float]:
+    """Return a clock of seconds of computing: of this process's processor where it has one thread, else of the wall.
+
+    The former does not count what other programs take, so that a busy machine gives the same figures as an idle one.
+    """
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def write_text(path: Path, text: str) -> None:

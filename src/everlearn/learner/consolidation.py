@@ -208,6 +208,7 @@ class Consolidator:
     ) -> tuple[int, float]:
         """Train for at most ``passes`` passes; return how many were needed and the mean loss of the last."""
         optimizer = self.optimizer(self._params, self.schedule.rate)
+        rates = [group["lr"] for group in optimizer.param_groups]
         size = self.schedule.batch
         steps = -(-len(examples) // size)
         step, loss = 0, float("inf")
@@ -215,9 +216,9 @@ class Consolidator:
             order = torch.randperm(len(examples), generator=generator)
             total = 0.0
             for rows in order.split(size):
-                for group in optimizer.param_groups:
-                    left = 1 - (1 - FINAL_RATE) * step / (passes * steps)
-                    group["lr"] = self.schedule.rate * min(1.0, (step + 1) / WARMUP) * left
+                left = 1 - (1 - FINAL_RATE) * step / (passes * steps)
+                for group, rate in zip(optimizer.param_groups, rates):
+                    group["lr"] = rate * min(1.0, (step + 1) / WARMUP) * left
                 optimizer.zero_grad(set_to_none=True)
                 total += self._dream_step(examples, hidden, rows) * len(rows)
                 if len(anchored) and self.schedule.anchors:

@@ -61,6 +61,9 @@ class SelfModifyingMemory(nn.Module):
     The memories compute in float32 (float64 in a float64 model) whatever the autocast.
     """
 
+    row_vectors = ("conv_weight", "eta_weight", "alpha_weight")
+    """Parameters whose rows are vectors of their own, no maps: see :func:`everlearn.optim.param_groups`."""
+
     def __init__(self, config: SelfModifyingConfig) -> None:
         super().__init__()
         self.config = config

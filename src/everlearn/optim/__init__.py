@@ -10,7 +10,7 @@ from everlearn.optim.groups import param_groups
 from everlearn.optim.momentum import DMGD, DeltaMomentum
 from everlearn.optim.multi_frequency import MultiFrequency
 from everlearn.optim.muon import M3, Muon
-from everlearn.optim.registry import OPTIMIZERS, by_name, create
+from everlearn.optim.registry import OPTIMIZERS, by_name, create, for_memory
 
 __all__ = [
     "DGD",
@@ -22,5 +22,6 @@ __all__ = [
     "Muon",
     "by_name",
     "create",
+    "for_memory",
     "param_groups",
 ]

@@ -26,7 +26,9 @@ class MatrixOptimizer(Optimizer):
 
     A group says which it is by ``rule: "matrix" | "adamw"``, as :func:`everlearn.optim.param_groups` does; a group that
     does not is split: parameters with two or more dimensions are matrices. Further dimensions are flattened into the
-    second; a vector sent to the matrix rule is one row.
+    second, as those of a convolution's weight should be; in a group with ``stacked: True`` they are instead the leading
+    ones of a stack of matrices ``[*batch, out, in]``, each stepped on its own. A vector sent to the matrix rule is one
+    row.
 
     Subclasses give ``State``, ``start`` and ``direction``, thin calls of the steps in :mod:`everlearn.ops.updates`.
 
@@ -45,11 +47,11 @@ class MatrixOptimizer(Optimizer):
     """The named tuple of tensors that the rule keeps for a matrix."""
 
     def start(self, matrix: Tensor, group: dict[str, Any]) -> Any:
-        """Return the empty ``State`` for one ``[out, in]`` matrix: zeros unless the rule says otherwise."""
+        """Return the empty ``State`` for a matrix or stack: zeros unless the rule says otherwise."""
         return self.State(*(torch.zeros_like(matrix) for _ in self.State._fields))
 
     def direction(self, gradient: Tensor, state: Any, group: dict[str, Any], step: int) -> tuple[Tensor, Any]:
-        """Return the direction and next state for ``[n, out, in]`` gradients, ``step`` of which were seen before."""
+        """Return direction and next state for ``[n, *batch, out, in]`` gradients; ``step`` came before this one."""
         raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -89,7 +91,8 @@ class MatrixOptimizer(Optimizer):
     def _step_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for batch, step in self._batches(params, group):
             states = [self.state[p] for p in batch]
-            gradient = _stack([as_matrix(cast(Tensor, p.grad)) for p in batch])
+            stacked = group.get("stacked", False)
+            gradient = _stack([as_matrix(cast(Tensor, p.grad), stacked) for p in batch])
             fields = self.State._fields
             state = self.State(*(_stack([s[field] for s in states]) for field in fields))
             direction, after = self.direction(gradient, state, group, step)
@@ -105,12 +108,13 @@ class MatrixOptimizer(Optimizer):
     def _batches(self, params: list[Tensor], group: dict[str, Any]) -> Iterator[tuple[list[Tensor], int]]:
         """Yield parameters that can be stacked (one shape, dtype, device and number of steps), and their steps."""
         buckets: dict[tuple[Any, ...], list[Tensor]] = {}
+        stacked = group.get("stacked", False)
         for p in params:
             state = self.state[p]
             if not state:
-                empty = self.start(as_matrix(p), group)
+                empty = self.start(as_matrix(p, stacked), group)
                 state.update({"step": 0, **{name: t.clone() for name, t in zip(self.State._fields, empty)}})
-            buckets.setdefault((as_matrix(p).shape, p.dtype, p.device, state["step"]), []).append(p)
+            buckets.setdefault((as_matrix(p, stacked).shape, p.dtype, p.device, state["step"]), []).append(p)
         for (*_, step), bucket in buckets.items():
             size = max(1, BATCH_ELEMENTS // max(1, bucket[0].numel()))
             for first in range(0, len(bucket), size):
@@ -142,8 +146,13 @@ class MatrixOptimizer(Optimizer):
         )
 
 
-def as_matrix(tensor: Tensor) -> Tensor:
-    """View ``tensor`` as ``[out, in]``: a vector is one row, further dimensions are flattened into the second."""
+def as_matrix(tensor: Tensor, stacked: bool = False) -> Tensor:
+    """View ``tensor`` as ``[out, in]``: a vector is one row, further dimensions are flattened into the second.
+
+    With ``stacked`` a tensor of more dimensions is a stack of matrices already and returned as it is.
+    """
+    if stacked and tensor.ndim > 2:
+        return tensor
     return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.reshape(tensor.shape[0], -1)
 
 

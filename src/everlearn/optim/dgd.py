@@ -16,7 +16,8 @@ from everlearn.optim.groups import param_groups
 class _Inputs:
     """The sum of ``x x^T`` and the number of the inputs whose outputs got a gradient, since the last step."""
 
-    def __init__(self) -> None:
+    def __init__(self, transposed: bool) -> None:
+        self.transposed = transposed
         self.gram: Tensor | None = None
         self.count = 0
         self.used = False
@@ -37,10 +38,11 @@ class _Inputs:
 class DGD(MatrixOptimizer):
     """Delta gradient descent (Eq. 56-57, App. C) of all linear layers of a module; AdamW for the rest.
 
-    See :func:`everlearn.ops.updates.dgd_step`. Hooks on the linear layers see, in each backward pass, the inputs whose
-    outputs got a gradient, and keep only the sum of ``x x^T``; like gradients these sums are not part of the state
-    dict, add up over several backward passes, and are cleared by ``zero_grad`` or by the first backward pass after a
-    step. Under data parallelism each process sees its own inputs only.
+    See :func:`everlearn.ops.updates.dgd_step`. Linear layers are ``nn.Linear`` and GPT-2's ``Conv1D``, whose weight is
+    the transposed matrix. Hooks on them see, in each backward pass, the inputs whose outputs got a gradient, and keep
+    only the sum of ``x x^T``; like gradients these sums are not part of the state dict, add up over several backward
+    passes, and are cleared by ``zero_grad`` or by the first backward pass after a step. Under data parallelism each
+    process sees its own inputs only.
 
     Args:
         module: the module to train; which of its weights are matrices: :func:`everlearn.optim.param_groups`.
@@ -66,8 +68,8 @@ class DGD(MatrixOptimizer):
             raise InvalidArgument(f"module: got {type(module).__name__}, expected an nn.Module (DGD sees its inputs)")
         if reduction not in ("mean", "sum"):
             raise InvalidArgument(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
-        layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-        linear = {layer.weight for layer in layers}
+        layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear) or _is_conv1d(layer)]
+        linear = {cast(Tensor, layer.weight): _is_conv1d(layer) for layer in layers}
         groups = []
         for group in param_groups(module):
             watched = [p for p in group["params"] if group["rule"] == ADAMW or p in linear]
@@ -77,7 +79,8 @@ class DGD(MatrixOptimizer):
         self._inputs: dict[Tensor, _Inputs] = {}
         options = {"lr": lr, "reduction": reduction, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], options, adamw_lr)
-        self._inputs = {p: _Inputs() for group in self.param_groups if group["rule"] == MATRIX for p in group["params"]}
+        matrices = [p for group in self.param_groups if group["rule"] == MATRIX for p in group["params"]]
+        self._inputs = {p: _Inputs(linear[p]) for p in matrices}
         self._hooks = [layer.register_forward_hook(self._watch) for layer in layers if layer.weight in self._inputs]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -107,5 +110,12 @@ class DGD(MatrixOptimizer):
             gram = seen.gram / max(1, seen.count) if group["reduction"] == "mean" else seen.gram
             if group["weight_decay"]:
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.copy_(dgd_step(p, cast(Tensor, p.grad), gram, eta=group["lr"]))
+            weight, gradient = p, cast(Tensor, p.grad)
+            if seen.transposed:
+                weight, gradient = weight.mT, gradient.mT
+            weight.copy_(dgd_step(weight, gradient, gram, eta=group["lr"]))
             seen.used = True
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")

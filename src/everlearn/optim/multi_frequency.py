@@ -17,7 +17,8 @@ from everlearn.optim.base import Params, check_range
 class MultiFrequency(Optimizer):
     """Steps each level with its own optimiser at the end of its period, on the gradients accumulated since (Eq. 71).
 
-    A group names its level by ``level: Level`` or by ``every: int`` (a period in tokens), and may set its own ``lr``.
+    A group names its level by ``level: Level`` or by ``every: int`` (a period in tokens), and may set its own ``lr``
+    and any other option of its optimiser (the ``rule`` of :func:`everlearn.optim.param_groups` among them).
     ``step(tokens=n)`` says that the gradients at hand came from ``n`` further tokens: they are added to each level's
     sum and set to None, and the levels whose period ended within these tokens are updated, once each. A level with
     ``every=None`` only accumulates. ``param_groups`` are those of the levels' optimisers, so schedulers reach them.
@@ -62,10 +63,11 @@ class MultiFrequency(Optimizer):
             level = Level(f"level{len(self._levels)}", every, optimizer=self._factory)
         if not isinstance(level, Level):
             raise InvalidArgument(f"level: got {level!r}, expected a Level")
-        inner = level.optimizer([params] if isinstance(params, Tensor) else list(params))
         rate = group.pop("lr", self._lr)
+        params = [params] if isinstance(params, Tensor) else list(params)
+        inner = level.optimizer(cast(Any, [{"params": params, **group}] if group else params))
         for inner_group in inner.param_groups:
-            inner_group.update(group, **({} if rate is None else {"lr": rate}), level=level.name, every=level.every)
+            inner_group.update({} if rate is None else {"lr": rate}, level=level.name, every=level.every)
             self._adopt(inner_group)
         self._levels.append(level)
         self.optimizers.append(inner)

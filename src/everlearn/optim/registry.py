@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from everlearn.errors import InvalidArgument
+from everlearn.optim.base import MATRIX, MatrixOptimizer
 from everlearn.optim.dgd import DGD
 from everlearn.optim.groups import param_groups
 from everlearn.optim.momentum import DMGD, DeltaMomentum
@@ -63,3 +64,27 @@ def by_name(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
         return lambda model, **given: create(name, model, **given)
 
     return factory, options
+
+
+def for_memory(name: str, *, scale: float = 1.0, **options: Any) -> Callable[[list[Tensor], float], Optimizer]:
+    """Return what the memory runtime takes: ``Learner.from_pretrained(optimizer=for_memory("muon", scale=10.0))``.
+
+    All parameters of the memory get the rule, its vectors as matrices of one row, since a sleep has one rate for all.
+
+    Args:
+        name: one of ``OPTIMIZERS`` that needs parameters alone: not ``"dgd"``, which needs the module.
+        scale: rates are multiplied by this: a sleep's are meant for AdamW, and the norm of Muon's step is another.
+        options: arguments of the optimiser.
+
+    Raises:
+        InvalidArgument: an unknown name, or ``"dgd"``.
+    """
+    if name not in OPTIMIZERS or name == "dgd":
+        raise InvalidArgument(f"name: got {name!r}, expected one of {sorted(set(OPTIMIZERS) - {'dgd'})}")
+    kind: Any = OPTIMIZERS[name]
+    ruled = issubclass(kind, MatrixOptimizer)
+
+    def make(params: list[Tensor], rate: float) -> Optimizer:
+        return kind([{"params": params, "rule": MATRIX}] if ruled else params, lr=scale * rate, **options)
+
+    return make
