@@ -50,8 +50,9 @@ def rotate(x: Tensor, positions: Tensor, theta: float = 10000.0) -> Tensor:
         theta: base of the wavelengths.
     """
     half = x.shape[-1] // 2
-    rates = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = positions[:, None, :, None].float() * rates
+    exact = torch.promote_types(x.dtype, torch.float32)
+    rates = theta ** (-torch.arange(half, device=x.device, dtype=exact) / half)
+    angle = positions[:, None, :, None].to(exact) * rates
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from everlearn.memories.self_modifying_plan import Plan
 
-__all__ = ["Context", "MixerState", "visible_keys"]
+__all__ = ["Context", "MixerState", "Ranks", "visible_keys"]
 
 
 class MixerState(Protocol):
@@ -30,6 +31,29 @@ class MixerState(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The tokens of each row in their order, masked ones moved to the end.
+
+    Attributes:
+        token: index of the token of each rank ``[B, T]``.
+        rank: rank of each token ``[B, T]``, the inverse of ``token``.
+        count: tokens that count ``[B]``.
+        age: by rank, tokens of the same document before it, as far as they are known: a document that began before
+            the call has at least ``FAR`` of them ``[B, T]``.
+        last_age: the age of the last token that counts, ``FAR`` where there is none ``[B]``.
+    """
+
+    token: Tensor
+    rank: Tensor
+    count: Tensor
+    age: Tensor
+    last_age: Tensor
+
+
+FAR = 1 << 30
+
+
 @dataclass
 class Context:
     """The call at hand.
@@ -47,6 +71,24 @@ class Context:
     starts: Tensor | None = None
     visible: Tensor | None = None
     plans: dict[tuple[int, int], Plan] = field(default_factory=dict)
+
+    @cached_property
+    def ranks(self) -> Ranks | None:
+        """See :class:`Ranks`; None where every token counts and none begins a document."""
+        given = self.mask if self.mask is not None else self.starts
+        if given is None:
+            return None
+        kept = torch.ones_like(given) if self.mask is None else self.mask
+        token = torch.argsort((~kept).int(), dim=1, stable=True)
+        rank = torch.argsort(token, dim=1)
+        count, index = kept.sum(1), torch.arange(kept.shape[1], device=kept.device)
+        age = torch.full_like(token, FAR)
+        if self.starts is not None:
+            begins = self.starts.gather(1, token) & (index < count[:, None])
+            begun = torch.where(begins, index, -FAR).cummax(1).values
+            age = (index - begun).clamp(max=FAR)
+        last = age.gather(1, (count - 1).clamp(min=0)[:, None]).squeeze(1)
+        return Ranks(token, rank, count, age, torch.where(count > 0, last, FAR))
 
 
 def visible_keys(length: int, seen: int, mask: Tensor | None, first: Tensor | None) -> Tensor | None:

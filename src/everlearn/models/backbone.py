@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel, initialization
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedModel,
+    initialization,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from everlearn.blocks.attention import Attention
 from everlearn.blocks.context import Context, visible_keys
 from everlearn.blocks.feed_forward import SwiGLU, continuum_of_swiglu
-from everlearn.blocks.hope import DecoderLayer, SelfModifyingMixer
+from everlearn.blocks.hope import DecoderLayer
 from everlearn.errors import InvalidArgument
 from everlearn.levels import Level
 from everlearn.memories.continuum import Continuum
-from everlearn.memories.self_modifying import SelfModifyingMemory
 from everlearn.models.backbone_cache import StateCache
 from everlearn.models.backbone_config import BackboneConfig
+from everlearn.models.mixers import make_mixer
 
-__all__ = ["MIXERS", "Backbone", "BackboneForCausalLM"]
-
-# name in the config -> the mixer of a layer: a module (x, state, context) -> (y, state)
-MIXERS: dict[str, Callable[[BackboneConfig], nn.Module]] = {
-    "hope": lambda config: SelfModifyingMixer(config.memory_config()),
-    "attention": lambda config: Attention(config.hidden_size, config.num_attention_heads, rope_theta=config.rope_theta),
-}
+__all__ = ["Backbone", "BackboneForCausalLM", "register"]
 
 
 def _feed_forward(config: BackboneConfig) -> nn.Module:
@@ -54,10 +54,11 @@ class BackbonePreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             initialization.normal_(module.weight, std=std)
         elif isinstance(module, nn.RMSNorm):
-            initialization.ones_(module.weight)
-        elif isinstance(module, SelfModifyingMemory):
-            parameters = dict(module.named_parameters())
-            for name, value in module.draw().items():
+            if module.weight is not None:
+                initialization.ones_(module.weight)
+        elif hasattr(module, "draw"):  # a module that has parameters of its own
+            parameters, drawn = dict(module.named_parameters()), cast(Any, module).draw()
+            for name, value in drawn.items():
                 initialization.copy_(parameters[name], value)
         elif isinstance(module, Continuum):
             for logit in module.mix:
@@ -69,12 +70,9 @@ class Backbone(BackbonePreTrainedModel):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
-        unknown = set(config.mixers()) - set(MIXERS)
-        if unknown:
-            raise InvalidArgument(f"mixer: got {sorted(unknown)}, expected names out of {sorted(MIXERS)}")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(
-            DecoderLayer(config.hidden_size, MIXERS[name](config), _feed_forward(config), eps=config.rms_norm_eps)
+            DecoderLayer(config.hidden_size, make_mixer(name, config), _feed_forward(config), eps=config.rms_norm_eps)
             for name in config.mixers()
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -313,3 +311,10 @@ class BackboneForCausalLM(BackbonePreTrainedModel, GenerationMixin):
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
             model_kwargs["past_key_values"] = self.new_cache()
+
+
+def register(config: type[BackboneConfig], model: type[Backbone], for_causal_lm: type[BackboneForCausalLM]) -> None:
+    """Make a family known to transformers' Auto classes by the ``model_type`` of its configuration."""
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, model)
+    AutoModelForCausalLM.register(config, for_causal_lm)

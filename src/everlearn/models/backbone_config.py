@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from everlearn.errors import InvalidArgument
 from everlearn.memories.continuum import check_wiring
 from everlearn.memories.self_modifying_config import SelfModifyingConfig
+from everlearn.models.mixers import MIXERS, check_options
 
 __all__ = ["BackboneConfig"]
 
@@ -21,10 +22,13 @@ class BackboneConfig(PreTrainedConfig):
     Args:
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads: as everywhere in transformers.
         intermediate_size: width of the feed-forward network, all its levels together; None is 8/3 of ``hidden_size``.
-        mixer: the sequence mixer of every layer, or a list with one name a layer: a key of ``backbone.MIXERS``.
+        mixer: the sequence mixer of every layer, a key of ``mixers.MIXERS``; several names with spaces between them
+            take turns; or a list with one name a layer.
         chunk_size: chunk of the self-modifying memories; None is the default of :class:`SelfModifyingConfig`.
         projection_chunk_size: chunk of their projections' memories; None is ``chunk_size``.
         memory: every other field of :class:`SelfModifyingConfig` that differs from its default.
+        mixer_options: for each mixer by its name, the options of its class that differ from their defaults, such as
+            ``{"window": {"window": 128}}``.
         cms_periods: tokens between updates of each level of the continuum memory, fastest first; one level is the
             plain feed-forward network. Level 1 with period 1 is updated at every step of the optimiser.
         cms_wiring: ``"sequential"``, ``"nested"`` or ``"independent"``.
@@ -46,6 +50,7 @@ class BackboneConfig(PreTrainedConfig):
     chunk_size: int | None = None
     projection_chunk_size: int | None = None
     memory: dict[str, Any] | None = None
+    mixer_options: dict[str, dict[str, Any]] | None = None
     cms_periods: list[int] | tuple[int, ...] = (1,)
     cms_wiring: str = "sequential"
     rope_theta: float = 10000.0
@@ -61,10 +66,12 @@ class BackboneConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = max(8, round(self.hidden_size * 8 / 3 / 8) * 8)
         self.memory = dict(self.memory or {})
+        self.mixer_options = {name: dict(own) for name, own in (self.mixer_options or {}).items()}
         self.cms_periods = list(self.cms_periods)
         memory = self.memory_config()
         self.chunk_size, self.projection_chunk_size = memory.chunk_size, memory.projection_chunk_size
         self.mixers()
+        check_options(self.mixer_options, self)
         check_wiring(self.cms_wiring)
         whole = all(isinstance(p, int) and not isinstance(p, bool) and p >= 1 for p in self.cms_periods)
         if not self.cms_periods or not whole or any(a >= b for a, b in pairwise(self.cms_periods)):
@@ -86,11 +93,16 @@ class BackboneConfig(PreTrainedConfig):
 
     def mixers(self) -> list[str]:
         """The mixer of each layer."""
-        named = [self.mixer] * self.num_hidden_layers if isinstance(self.mixer, str) else list(self.mixer)
+        if isinstance(self.mixer, str) and (turns := self.mixer.split()):
+            named = [turns[i % len(turns)] for i in range(self.num_hidden_layers)]
+        else:
+            named = list(self.mixer)
         if len(named) != self.num_hidden_layers:
             raise InvalidArgument(
                 f"mixer: got {len(named)} names, expected num_hidden_layers = {self.num_hidden_layers}"
             )
+        if unknown := set(named) - set(MIXERS):
+            raise InvalidArgument(f"mixer: got {sorted(unknown)}, expected names out of {sorted(MIXERS)}")
         return named
 
     def level_names(self) -> list[str]:

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-from everlearn.models.backbone import Backbone, BackboneForCausalLM
+from everlearn.models.backbone import Backbone, BackboneForCausalLM, register
 from everlearn.models.backbone_config import BackboneConfig
 
 __all__ = ["HopeConfig", "HopeForCausalLM", "HopeModel"]
@@ -33,6 +31,4 @@ class HopeForCausalLM(BackboneForCausalLM):
     config_class = HopeConfig
 
 
-AutoConfig.register(HopeConfig.model_type, HopeConfig)
-AutoModel.register(HopeConfig, HopeModel)
-AutoModelForCausalLM.register(HopeConfig, HopeForCausalLM)
+register(HopeConfig, HopeModel, HopeForCausalLM)

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from everlearn.blocks.attention import KeyValues
+from everlearn.blocks.state import TensorState
 from everlearn.errors import InvalidArgument
 from everlearn.memories.continuum import FastWeights, LevelParams, Update, gradient_descent, learn_in_context
 from everlearn.memories.self_modifying import SelfModifyingState
@@ -23,7 +24,7 @@ from everlearn.models.backbone_cache import StateCache
 
 __all__ = ["hope_in_context", "level_starts"]
 
-KINDS: tuple[type[Any], ...] = (SelfModifyingState, KeyValues)
+KINDS: tuple[type[Any], ...] = (SelfModifyingState, KeyValues, TensorState)
 
 
 def level_starts(model: BackboneForCausalLM) -> dict[str, dict[str, Tensor]]:

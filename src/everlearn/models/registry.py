@@ -15,7 +15,13 @@ from transformers import AutoModelForCausalLM
 from everlearn.errors import InvalidArgument
 from everlearn.models.backbone import BackboneForCausalLM
 from everlearn.models.backbone_config import BackboneConfig
+from everlearn.models.deltanet import DeltaNetConfig
+from everlearn.models.gated_deltanet import GatedDeltaNetConfig
 from everlearn.models.hope import HopeConfig
+from everlearn.models.linear_attention import LinearAttentionConfig
+from everlearn.models.lstm import LstmConfig
+from everlearn.models.retnet import RetNetConfig
+from everlearn.models.samba import SambaConfig
 from everlearn.models.transformer import TransformerConfig
 
 __all__ = ["FAMILIES", "build", "count_parameters", "family_config", "family_name"]
@@ -30,6 +36,12 @@ FAMILIES: dict[str, Callable[..., BackboneConfig]] = {
     "hope": HopeConfig,
     "hope-attention": _hope_attention,
     "transformer": TransformerConfig,
+    "retnet": RetNetConfig,
+    "deltanet": DeltaNetConfig,
+    "gated-deltanet": GatedDeltaNetConfig,
+    "samba": SambaConfig,
+    "linear-attention": LinearAttentionConfig,
+    "lstm": LstmConfig,
 }
 
 # what one family's configuration takes over from another's

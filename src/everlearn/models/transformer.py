@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-from everlearn.models.backbone import Backbone, BackboneForCausalLM
+from everlearn.models.backbone import Backbone, BackboneForCausalLM, register
 from everlearn.models.backbone_config import BackboneConfig
 
 __all__ = ["TransformerConfig", "TransformerForCausalLM", "TransformerModel"]
@@ -28,6 +26,4 @@ class TransformerForCausalLM(BackboneForCausalLM):
     config_class = TransformerConfig
 
 
-AutoConfig.register(TransformerConfig.model_type, TransformerConfig)
-AutoModel.register(TransformerConfig, TransformerModel)
-AutoModelForCausalLM.register(TransformerConfig, TransformerForCausalLM)
+register(TransformerConfig, TransformerModel, TransformerForCausalLM)
