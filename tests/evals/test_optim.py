@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from everlearn.errors import InvalidArgument
 from everlearn.evals import optim as evaluation
-from everlearn.evals.optim import BUDGETS, CONTENDERS, Budget, _at_time, interval, run, train
+from everlearn.evals.optim import BUDGETS, CONTENDERS, Budget, _at_time, interval, next_power, run, train
 from everlearn.evals.optim_tasks import OrthogonalTasks
 
 COLUMNS = {
@@ -65,7 +66,7 @@ def test_run_writes_rows_tables_and_plots(tmp_path, text_folder, two_contenders)
         assert (out / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (out / f"{stem}.svg").read_text()
     table = (out / "optim.md").read_text()
-    assert "2 rates a factor of 3 apart" in table
+    assert "Each optimiser tried 2 rates" in table
     assert "## orthogonal, 4 steps" in table
     assert all("(lowest)" in line or "(highest)" in line for line in table.splitlines() if line.startswith("| muon"))
 
@@ -94,6 +95,20 @@ def test_tuning_uses_validation_and_its_own_seed(tmp_path, two_contenders, no_pl
             best = min(tried, key=lambda r: r["validation_loss"])
             assert len(tried) == 2
             assert {row["lr"] for row in rows if (row["task"], row["model"]) == (task, name)} == {best["lr"]}
+
+
+def test_rates_are_tried_beside_the_best_so_far():
+    def walk(loss):
+        tried = {}
+        for _ in range(5):
+            power = next_power(tried)
+            tried[power] = loss(power), 3.0**power
+        return list(tried)
+
+    assert walk(lambda power: abs(power)) == [0, 1, -1, 2, -2]
+    assert walk(lambda power: -power) == [0, 1, 2, 3, 4]
+    assert walk(lambda power: abs(power + 2)) == [0, 1, -1, -2, -3]
+    assert walk(lambda power: math.inf if power > -1 else -power) == [0, 1, -1, -2, -3]
 
 
 def test_loss_at_equal_time_lies_on_the_curve():

@@ -44,6 +44,22 @@ def test_tasks_of_the_orthogonal_construction_do_not_share_gradients():
     assert (gradients[0] @ gradients[1].mT).abs().max() < 1e-4
 
 
+def test_loss_of_the_orthogonal_tasks_follows_each_in_its_turn():
+    problem = OrthogonalTasks(seed=0, steps=4)
+    weight, targets = problem.linear.weight, problem.targets
+    problem.loss(0)
+    start = problem.measure()["loss"]
+    with torch.no_grad():
+        weight.copy_(targets[0])
+    assert problem.measure()["loss"] == pytest.approx(problem.error(1))
+    problem.loss(2)
+    with torch.no_grad():
+        weight.copy_(targets[1])
+    assert problem.measure()["loss"] == pytest.approx(0.0, abs=1e-6)  # the first task was learned in its turn
+    assert problem.error(0) > 1
+    assert start > 2
+
+
 def test_plain_gradient_descent_destroys_nothing_and_a_crossing_optimiser_does():
     plain = train(lambda: OrthogonalTasks(0, 200), Contender("sgd", 0.03), 0.03, 200, points=2)
     assert abs(plain["metrics"]["destroyed"]) < 1e-4

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from everlearn import HopeConfig, HopeForCausalLM
 from everlearn.errors import InvalidArgument
 from everlearn.ops.updates import dgd_step_naive
 from everlearn.optim import DGD
@@ -113,6 +114,21 @@ def test_only_hidden_linear_weights_get_the_rule():
     assert len(matrices) == 1
     assert matrices[0] is model["linear"].weight
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
+
+
+def test_a_linear_layer_that_is_never_called_gets_adamw_where_its_owner_says_so():
+    model = HopeForCausalLM(
+        HopeConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    )
+    mixer, feed_forward = model.model.layers[0].mixer, model.model.layers[0].feed_forward
+    optimizer = DGD(model, lr=0.1)
+    matrices = {id(p) for group in optimizer.param_groups if group["rule"] == "matrix" for p in group["params"]}
+    assert matrices == {id(m.weight) for m in (mixer.out_proj, feed_forward.in_proj, feed_forward.out_proj)}
+    tokens = torch.arange(8)[None]
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
 def test_errors_name_the_argument():

@@ -1,7 +1,8 @@
 """``everlearn eval optim``: optimisers that remember, compared at equal steps and at equal time.
 
 Every optimiser gets the same number of learning rates per task, each tried once on a seed of its own and judged on
-validation data; the best one is then run on every seed. Each run is one file, so a killed evaluation continues where it
+validation data: first its usual one, then each a factor of 3 beside the best so far. The best one of all is then run on
+every seed. Each run is one file, so a killed evaluation continues where it
 stopped. Results: ``rows.json`` (one schema for all), ``optim.md`` and plots.
 """
 
@@ -33,19 +34,19 @@ ADAMW_LR = 3e-3
 
 @dataclass(frozen=True)
 class Contender:
-    """An optimiser under test: its name in ``OPTIMIZERS``, the middle of its grid of rates, and options.
+    """An optimiser under test: its name in ``OPTIMIZERS``, the rate to try first, and options.
 
-    ``surface_lr`` is the middle on the surface, whose two gradients are large, for a rule that minds their scale.
+    ``starts`` are first rates by task, for a rule that minds the scale of gradients.
     """
 
     optimizer: str
     lr: float
     options: tuple[tuple[str, Any], ...] = ()
-    surface_lr: float | None = None
+    starts: tuple[tuple[str, float], ...] = ()
 
-    def middle(self, task: str) -> float:
-        """Return the middle of the grid of rates for ``task``."""
-        return self.surface_lr if task == "surface" and self.surface_lr is not None else self.lr
+    def start(self, task: str) -> float:
+        """Return the rate to try first on ``task``."""
+        return dict(self.starts).get(task, self.lr)
 
 
 CONTENDERS = {
@@ -56,13 +57,15 @@ CONTENDERS = {
     "dmgd": Contender("dmgd", 0.1),
     "muon": Contender("muon", 0.03),
     "m3": Contender("m3", 0.03),
-    "m3_printed": Contender("m3", 1e-3, (("form", "printed"), ("scale", "absolute")), surface_lr=0.3),
+    "m3_printed": Contender(
+        "m3", 1e-3, (("form", "printed"), ("scale", "absolute")), starts=(("surface", 0.3), ("orthogonal", 0.3))
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps of each task, how many rates are tried (a factor of 3 apart), and points on each curve."""
+    """Steps of each task, how many rates are tried, and points on each curve."""
 
     steps: dict[str, int]
     rates: int
@@ -107,7 +110,7 @@ def run(
     done, total = 0, len(pairs) * (plan.rates + seeds)
     results = []
     for task, name in pairs:
-        steps, attempts = plan.steps[task], []
+        steps, tried = plan.steps[task], {}
 
         def once(lr: float, seed: int, task: str = task, name: str = name, steps: int = steps) -> dict[str, Any]:
             nonlocal done
@@ -122,11 +125,12 @@ def run(
             write_json(file, outcome)
             return outcome
 
-        for i in range(plan.rates):
-            attempts.append(once(CONTENDERS[name].middle(task) * 3.0 ** (i - plan.rates // 2), TUNING_SEED))
-        best = min(attempts, key=lambda attempt: _or_infinity(attempt["validation_loss"]))
-        tried = sorted(attempt["lr"] for attempt in attempts)
-        results += [{**once(best["lr"], seed), "rates": tried} for seed in range(seeds)]
+        for _ in range(plan.rates):
+            power = next_power(tried)
+            rate = CONTENDERS[name].start(task) * 3.0**power
+            tried[power] = _or_infinity(once(rate, TUNING_SEED)["validation_loss"]), rate
+        best = min(tried.values())[1]
+        results += [{**once(best, seed), "rates": sorted(rate for _, rate in tried.values())} for seed in range(seeds)]
     if progress is not None:
         progress(total, total, "tables and plots")
     rows = _rows(results)
@@ -137,6 +141,14 @@ def run(
     draw_bars([r for r in results if r["task"] == "orthogonal"], "destroyed", "share of the first task destroyed", out)
     draw_surface([r for r in results if r["task"] == "surface" and r["seed"] == 0], OscillatingSurface.height, out)
     return rows
+
+
+def next_power(tried: dict[int, tuple[float, float]]) -> int:
+    """Return the nearest power of 3 to the best one of ``tried`` (power -> loss, rate) that was not tried."""
+    best = min(tried, key=lambda power: tried[power][0], default=0)
+    reach = len(tried) + 1
+    untried = [power for power in range(best - reach, best + reach + 1) if power not in tried]
+    return min(untried, key=lambda power: (abs(power - best), -power))
 
 
 def train(
@@ -232,8 +244,9 @@ def _table(rows: list[dict[str, Any]], plan: Budget) -> str:
     """A Markdown table a task: mean and 95% interval over seeds of every metric."""
     seeds = len({row["seed"] for row in rows})
     lines = [
-        f"Mean and 95% t-interval over {seeds} seeds. Each optimiser: {plan.rates} rates a factor of 3 apart, each"
-        " tried once on a seed of its own and judged on validation data; the rate falls linearly to zero."
+        f"Mean and 95% t-interval over {seeds} seeds. Each optimiser tried {plan.rates} rates, each once on a seed of"
+        " its own, judged on validation data: the first is fixed, each next one lies a factor of 3 beside the best so"
+        " far (lowest, highest: no better one was tried on that side). In a run the rate falls linearly to zero."
         " `loss_at_equal_time` is the validation loss in the middle of a run, when AdamW had finished its own;"
         " `seconds` are of training.",
         "",

@@ -112,7 +112,7 @@ class OrthogonalTasks(Problem):
         self.linear = self.model = nn.Linear(32, 16, bias=False)
         with torch.no_grad():
             self.linear.weight.copy_(torch.randn(16, 32, generator=self.generator) / 32)
-        self.switch = steps // 2
+        self.switch, self.second = steps // 2, False
         self.learned = [self.error(0), self.error(0)]
 
     def error(self, task: int) -> float:
@@ -122,21 +122,21 @@ class OrthogonalTasks(Problem):
 
     def loss(self, step: int) -> Tensor:
         """Return half the squared error of a batch of 8 of the task at hand."""
-        if step == self.switch:
-            self.learned[1] = self.error(0)
         task = int(step >= self.switch)
+        if task and not self.second:
+            self.learned[1], self.second = self.error(0), True
         x = torch.randn(8, 16, generator=self.generator) @ self.bases[task].mT
         y = x @ self.targets[task].mT + 0.3 * torch.randn(8, 16, generator=self.generator)
         return 0.5 * (self.linear(x) - y).square().sum(-1).mean()
 
     def measure(self) -> dict[str, float]:
         """Return how well each task was learned when its turn ended; forgetting is not part of it."""
-        return {"loss": self.learned[1] + self.error(1)}
+        return {"loss": (self.learned[1] if self.second else self.error(0)) + self.error(1)}
 
     def final(self) -> dict[str, float]:
         """Return the errors and the share of the first task that was destroyed."""
         before, learned = self.learned
-        destroyed = (self.error(0) - learned) / max(before - learned, 1e-12)
+        destroyed = (self.error(0) - learned) / (before - learned) if learned < before else math.nan
         return {
             "loss": self.error(1),
             "first_task_learned": learned,

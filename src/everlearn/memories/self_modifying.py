@@ -63,6 +63,8 @@ class SelfModifyingMemory(nn.Module):
 
     row_vectors = ("conv_weight", "eta_weight", "alpha_weight")
     """Parameters whose rows are vectors of their own, no maps: see :func:`everlearn.optim.param_groups`."""
+    fused_linears = ("in_proj",)
+    """Linear layers whose weights are used without calling them: see :class:`everlearn.optim.DGD`."""
 
     def __init__(self, config: SelfModifyingConfig) -> None:
         super().__init__()

@@ -42,7 +42,8 @@ class DGD(MatrixOptimizer):
     the transposed matrix. Hooks on them see, in each backward pass, the inputs whose outputs got a gradient, and keep
     only the sum of ``x x^T``; like gradients these sums are not part of the state dict, add up over several backward
     passes, and are cleared by ``zero_grad`` or by the first backward pass after a step. Under data parallelism each
-    process sees its own inputs only.
+    process sees its own inputs only. A layer whose weight is used without calling it cannot be watched: the module that
+    owns it names it in ``fused_linears``, as HOPE's memories do, and it gets AdamW.
 
     Args:
         module: the module to train; which of its weights are matrices: :func:`everlearn.optim.param_groups`.
@@ -68,7 +69,9 @@ class DGD(MatrixOptimizer):
             raise InvalidArgument(f"module: got {type(module).__name__}, expected an nn.Module (DGD sees its inputs)")
         if reduction not in ("mean", "sum"):
             raise InvalidArgument(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
+        fused = {getattr(owner, name) for owner in module.modules() for name in getattr(owner, "fused_linears", ())}
         layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear) or _is_conv1d(layer)]
+        layers = [layer for layer in layers if layer not in fused]
         linear = {cast(Tensor, layer.weight): _is_conv1d(layer) for layer in layers}
         groups = []
         for group in param_groups(module):
@@ -104,8 +107,8 @@ class DGD(MatrixOptimizer):
             seen = self._inputs[p]
             if seen.gram is None:
                 raise InvalidArgument(
-                    "module: a linear layer's weight has a gradient but its inputs were not seen, expected "
-                    "the backward pass to follow a forward pass of the layer itself"
+                    "module: a linear layer's weight has a gradient but its inputs were not seen, expected the backward"
+                    " pass to follow a call of the layer (or its owner to name it in fused_linears)"
                 )
             gram = seen.gram / max(1, seen.count) if group["reduction"] == "mean" else seen.gram
             if group["weight_decay"]:
