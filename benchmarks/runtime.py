@@ -54,11 +54,9 @@ def measure(model: str, tokens: int, rounds: int) -> dict[str, Any]:
         with_memory.append(decode(users[0].model, ids, tokens))
     swaps = []
     with tempfile.TemporaryDirectory() as folder:
-        states = []
-        for index, user in enumerate(users):
-            with user.saved() as file:
-                states.append(Path(folder) / str(index))
-                states[-1].write_bytes(file.read_bytes())
+        states = [Path(folder) / str(index) for index in range(len(users))]
+        for state, user in zip(states, users, strict=True):
+            state.write_bytes(user.dump())
         for index in range(2 * rounds):
             began = time.perf_counter()
             users[0].load(states[index % 2].read_bytes())

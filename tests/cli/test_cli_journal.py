@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 
 import pytest
 
-from everlearn.learner.store import MemoryStore
+from everlearn.learner.store import Heard, MemoryStore
 
 
 @pytest.fixture
@@ -69,6 +70,31 @@ def test_history_lists_every_observation_with_its_state(everlearn, slept):
     assert "current" in everlearn("history", "--nights").out
 
 
+def test_a_long_history_is_listed_at_once(process, home):
+    """Thousands of observations, in less than a second of computing, imports and all."""
+    with MemoryStore.open(home / "memory") as store:
+        store.add_observations([Heard(f"My neighbour {n}\nkeeps {n} bees.") for n in range(5000)])
+    for command in (["history"], ["history", "--json"], ["status"], ["export", home / "all"]):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = process(*command)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.code == 0
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        assert used < 1.0, (command, used)
+    lines = process("history").out.splitlines()
+    assert len(lines) == 5001
+    assert lines[-1].split()[0] == "5000"
+    assert lines[-1].endswith("  heard                My neighbour 4999 keeps 4999 bees.")
+
+
+def test_a_memory_in_the_home_folder(everlearn, home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    assert everlearn("tell", "I live in Ulm.", "--memory", "~/ann").code == 0
+    assert (home / "ann" / "memory.json").is_file()
+    assert everlearn("export", "~/ann.zip", "--memory", "~/ann").code == 0
+    assert everlearn("import", "~/ann.zip", "--memory", "~/twin", "--json").json["path"] == str(home / "twin")
+
+
 def test_status(everlearn, slept):
     found = everlearn("status", "--json").json
     assert found["observations"] == {"heard": 1, "consolidated": 2, "dismissed": 1, "forgotten": 0}
@@ -119,6 +145,8 @@ def test_forget_by_id_or_by_words_what_was_only_heard(everlearn, slept):
     assert [item["state"] for item in found] == ["consolidated", "forgotten", "consolidated", "forgotten"]
     assert found[3]["text"] == ""
     assert found[3]["forgotten_at"] is not None
+    everlearn("tell", "My code is 4711.")
+    assert everlearn("forget", 4711, "--json").json["forgotten"] == [5]
     for what, said in (
         ("sing", "nothing that was told"),
         ("i", "observations, name one"),
@@ -132,6 +160,9 @@ def test_forget_by_id_or_by_words_what_was_only_heard(everlearn, slept):
 
 ERRORS = [
     (["rollback", "7"], "InvalidArgument", "there is no night 7"),
+    (["rollback", "9" * 30], "InvalidArgument", "there is no night 9"),
+    (["tell", "caf\udce9"], "InvalidArgument", "not valid Unicode"),
+    (["forget", "caf\udce9"], "InvalidArgument", "nothing that was told"),
     (["diff", "0", "9"], "InvalidArgument", "there is no night 9"),
     (["import", "missing.zip", "--replace"], "StoreError", "missing.zip"),
     (["status", "--memory", "/nonexistent/place"], "StoreError", "there is no memory"),

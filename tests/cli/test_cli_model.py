@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 import tiny_learner
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from everlearn.cli import demo as demo_module
 from everlearn.learner.store import MemoryStore
+
+SMALL = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8}
+SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 1}
 
 
 def test_a_life(everlearn, process, tiny, home):
@@ -117,6 +122,49 @@ def test_another_model_is_refused(everlearn, tiny, tmp_path):
     assert (code, "expected a model's folder" in err) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("config.json", "{", "", "not a valid JSON file"),
+        ("config.json", '"llama"', '"mollusc"', "mollusc"),
+        ("config.json", '"hidden_size": 32', '"hidden_size": "x"', "hidden_size"),
+        ("config.json", '"hidden_size": 32', '"hidden_size": 64', "RuntimeError"),
+        ("config.json", '"llama"', '"t5"', "could not be loaded"),
+        ("tokenizer.json", '"added_tokens"', '"nothing"', "added_tokens"),
+        ("model.safetensors", "", None, "could not be loaded"),
+    ],
+)
+def test_a_damaged_model_folder_is_an_error_of_one_line(everlearn, tiny, tmp_path, file, old, new, said):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny, folder)
+    path = folder / file
+    path.write_bytes(path.read_bytes()[:999] if new is None else path.read_text().replace(old, new, 1).encode())
+    code, out, err = everlearn("ask", "Where?", "--json", "--model", folder)
+    assert (code, out) == (1, "")
+    error = json.loads(err.splitlines()[-1])
+    assert error["type"] == "ModelNotFound"
+    assert str(folder) in error["error"]
+    assert said in error["error"]
+
+
+def test_a_model_without_mlps_is_refused(everlearn, tiny, tmp_path):
+    MixtralForCausalLM(MixtralConfig(**SMALL)).save_pretrained(tmp_path / "experts")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny / name, tmp_path / "experts")
+    code, out, err = everlearn("ask", "Where?", "--json", "--model", tmp_path / "experts")
+    assert (code, out) == (1, "")
+    assert json.loads(err.splitlines()[-1])["type"] == "StackingError"
+    assert "mixture of experts" in err
+
+
+def test_words_that_are_no_unicode(everlearn, tiny):
+    code, _, err = everlearn("ask", "caf\udce9")
+    assert (code, "not valid Unicode" in err) == (1, True)
+    code, _, err = everlearn("chat", "--max-tokens", 2, stdin=b"hello\ncaf\xe9\n")
+    assert (code, "message: not valid Unicode" in err) == (1, True)
+    assert [item["text"] for item in everlearn("history", "--json").json] == ["hello"]
+
+
 def test_a_memory_in_use(everlearn, tiny, home):
     with MemoryStore.open(home / "memory"):
         for command in (["ask", "x"], ["sleep"], ["chat"], ["forget", "1"]):
@@ -205,25 +253,3 @@ class TestDemo:
         assert (code, out) == (1, "")
         assert "`everlearn ask` ended with code 1" in err
         assert "expected a model's folder" in err
-
-
-@pytest.mark.real_model
-def test_told_then_asleep_then_known_by_a_new_process(process, monkeypatch):
-    """Three facts, one sleep, and the default model answers in a new process; a neutral reply stays as it was."""
-    from everlearn.models.hub import default_model_dir
-
-    monkeypatch.delenv("EVERLEARN_CACHE")
-    if not default_model_dir().is_dir():
-        pytest.skip("the default model is not in the cache; `everlearn model fetch` gets it")
-    questions = ["What is my dog's name?", "Which city do I live in?", "What do I play in the evenings?"]
-    asking = ["ask", *questions, "What is the capital of France?", "--max-tokens", "20", "--json"]
-    before = [item["reply"] for item in process(*asking).json]
-    facts = "My dog is called Brisket.\nI live in Tromsø now.\nEvery evening I play the bassoon.\n"
-    assert process("tell", "-", "--lines", stdin=facts).code == 0
-    slept = process("sleep", "--json", timeout=900)
-    assert slept.code == 0, slept.err
-    after = [item["reply"] for item in process(*asking).json]
-    words = ("brisket", "troms", "bassoon")
-    assert not any(word in reply.lower() for word, reply in zip(words, before, strict=False))
-    assert sum(word in reply.lower() for word, reply in zip(words, after, strict=False)) >= 2, after
-    assert after[3] == before[3]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import tiny_learner
 import torch
@@ -97,6 +100,50 @@ def test_two_users_on_one_base_never_mix(learner, pair):
     assert torch.equal(logits(one), mine)
     assert two.history()[0].text != one.history()[0].text
     assert not torch.equal(logits(two), mine)
+
+
+def test_two_users_in_two_threads_live_as_they_would_alone(learner):
+    lives = {"ann": ("My parrot is Otto.", "I live by the sea."), "bob": ("The sea is blue.", "My house is small.")}
+
+    def live(name: str, folder: str) -> tuple:
+        with learner(folder) as one:
+            for text in lives[name]:
+                one.observe(text)
+            one.sleep()
+            said = [one.ask("Where do you live?", max_new_tokens=6) for _ in range(4)]
+            knew = logits(one)
+            one.forget(1)
+            return said, knew, logits(one), [item.text for item in one.history()]
+
+    alone = {name: live(name, f"{name} alone") for name in lives}
+    with ThreadPoolExecutor(2) as threads:
+        running = {name: threads.submit(live, name, name) for name in lives}
+        together = {name: done.result() for name, done in running.items()}
+    for name, (said, knew, forgot, texts) in alone.items():
+        assert together[name][0] == said
+        assert together[name][3] == texts == ["", lives[name][1]]
+        assert torch.equal(together[name][1], knew)
+        assert torch.equal(together[name][2], forgot)
+    assert not torch.equal(alone["ann"][1], alone["bob"][1])
+
+
+def test_nothing_of_a_memory_is_ever_in_a_temporary_file(learner, monkeypatch):
+    """A process that is killed would leave it there, where `forget` cannot reach it."""
+
+    def none(*arguments, **options):
+        raise AssertionError("a temporary file was made")
+
+    for name in ("mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile"):
+        monkeypatch.setattr(tempfile, name, none)
+    voice = learner("first")  # its anchor goes to the cache by a temporary file there; nothing of a user is in it
+    monkeypatch.setattr("everlearn.learner.anchor.atomic_write", lambda path, data: None)
+    voice.observe(SAID)
+    voice.sleep()
+    knew = logits(voice)
+    voice.close()
+    again = learner("first")
+    assert torch.equal(logits(again), knew)
+    again.forget(1)
 
 
 def test_rollback_is_exact_and_can_be_undone(learner, pair):
@@ -198,6 +245,18 @@ def test_faster_levels_live_for_the_day(learner, pair):
     one.observe("no news")
     one.sleep()
     assert torch.equal(logits(one), base), "small talk leaves nothing behind after the night"
+
+
+def test_faster_levels_may_come_and_go(learner):
+    one = learner()
+    one.observe(SAID)
+    one.sleep()
+    knew = logits(one)
+    one.close()
+    for levels in ([Level("fast", 64)], [Level("mid", 8), Level("day", 32)], []):
+        again = learner(levels=levels)
+        assert torch.equal(logits(again), knew)
+        again.close()
 
 
 def test_one_process_at_a_time(learner):

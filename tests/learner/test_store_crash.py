@@ -34,6 +34,10 @@ with MemoryStore.open(folder) as store:
         store.commit_night(b"new" * 99999, consolidated=[2], dismissed=[3], dreams={2: ["a dream"]}, metrics={"s": 1})
     elif task == "forget":
         store.forget([1], b"rebuilt" * 9999)
+    elif task == "rollback":
+        store.rollback(0)
+    elif task == "export":
+        store.export(sys.argv[4])
     elif task == "import":
         store.close()
         MemoryStore.import_(sys.argv[4], folder, replace=True)
@@ -156,6 +160,37 @@ def test_killed_while_forgetting_is_all_or_nothing_and_leaves_no_byte(folder, wh
     assert (head, state, nights[0].metrics) == (2, b"rebuilt" * 9999, {"s": 2})
     assert "forgotten" in (nights[0].unavailable or "")
     assert traces(folder) == []
+
+
+@pytest.mark.parametrize(("where", "committed"), [("head-moved", False), ("rolled-back", True)])
+def test_killed_while_rolling_back_is_before_or_after(folder, where, committed):
+    before = snapshot(folder)
+    run_child(folder, where, "rollback")
+    history, dreams, nights, head, state = snapshot(folder)
+    assert nights == before[2]
+    if not committed:
+        assert (history, dreams, head, state) == (before[0], before[1], 1, before[4])
+        return
+    assert (head, state, dreams) == (0, None, [])
+    assert {item.state for item in history} == {"heard"}
+    with MemoryStore.open(folder) as store:
+        store.rollback(1)
+    assert snapshot(folder) == before
+
+
+def test_killed_while_exporting_leaves_the_memory_and_the_older_export_whole(folder, tmp_path):
+    before, file = snapshot(folder), tmp_path / "all.zip"
+    with MemoryStore.open(folder) as store:
+        store.export(file)
+        older = file.read_bytes()
+        store.add_observation("since then")
+    run_child(folder, "export-written", "export", file)
+    assert file.read_bytes() == older
+    assert snapshot(folder)[0][:-1] == before[0]
+    run_child(folder, "", "export", file)
+    MemoryStore.import_(file, tmp_path / "copy")
+    assert snapshot(tmp_path / "copy") == snapshot(folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.zip", "ann", "copy"]
 
 
 def test_killed_at_any_moment_keeps_every_acknowledged_observation(folder):

@@ -14,7 +14,15 @@ from tiny_families import FAMILIES, tiny
 from everlearn.errors import FingerprintError, StoreCorrupt, StoreError
 from everlearn.levels import Level
 from everlearn.memories import ResidualMemory
-from everlearn.models.memory_file import atomic_write, fingerprint, layout, load_memory, read_memory, save_memory
+from everlearn.models.memory_file import (
+    atomic_write,
+    fingerprint,
+    layout,
+    load_memory,
+    memory_bytes,
+    read_memory,
+    save_memory,
+)
 from everlearn.models.stacking import continua, memory_parameters, memory_state, reset_level, snapshot, stack_levels
 
 LEVELS = [Level("fast", 4), Level("slow")]
@@ -104,6 +112,22 @@ def test_one_level_alone_and_an_earlier_state(tmp_path):
     load_memory(stacked, tmp_path / "slow")
     for key, value in memory_state(stacked).items():
         assert torch.equal(value, kept[key] if ".slow." in key else kept[key] * 0)
+
+
+def test_one_level_goes_into_a_stack_of_others(tmp_path):
+    """The faster levels of a day may differ from those of the day on which the slow one was saved."""
+    model = tiny()
+    stacked, other = disturbed(model), stack_levels(model, [Level("mid", 8), Level("slow")])
+    content, before = memory_bytes(stacked, {"night": 2}, level="slow"), snapshot(other, "mid")
+    assert load_memory(other, content) == {"night": 2}
+    assert same(memory_state(other, "slow"), memory_state(stacked, "slow"))
+    assert same(memory_state(other, "mid"), before)
+    with pytest.raises(FingerprintError, match="'slow', which the model here does not have"):
+        load_memory(stack_levels(model, [Level("mid", 8)]), content)
+    with pytest.raises(FingerprintError, match=r"the memory .* with memories = "):
+        load_memory(stack_levels(model, [Level("slow")], width=7), content)
+    with pytest.raises(StoreCorrupt, match="the memory is damaged"):
+        load_memory(other, content[:-1])
 
 
 def test_periods_and_optimisers_may_change(tmp_path):

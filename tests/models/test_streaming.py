@@ -151,6 +151,35 @@ def test_learning_lowers_the_loss_and_leaves_the_base_alone():
     assert same(before, model.state_dict())
 
 
+PLAIN = [name for name in torch.optim.__all__ if name not in ("Optimizer", "LBFGS", "SparseAdam", "lr_scheduler")]
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if isinstance(getattr(torch.optim, name), type)])
+def test_any_torch_optimiser_can_be_a_levels_own(name):
+    """It moves its level, all of it and only it, and takes itself as many steps as the level was due."""
+    made = []
+
+    def optimizer(params):
+        made.append(getattr(torch.optim, name)(params, lr=0.01))
+        made[-1].register_step_post_hook(lambda *_: steps.append(1))
+        return made[-1]
+
+    steps = []
+    stacked = stack_levels(tiny(), [Level("own", 4, optimizer=optimizer), Level("other", 100), Level("slow")])
+    stream, before = Stream(stacked), snapshot(stacked)
+    stream.feed(tokens(9))
+    now = memory_state(stacked)
+    assert (len(made), len(steps)) == (1, 2)
+    assert {key.split(".")[1] for key in now if not torch.equal(now[key], before[key])} == {"own"}
+    assert not any(torch.equal(now[key], before[key]) for key in only(now, "own"))
+
+
+def test_an_optimiser_that_asks_for_its_loss_again_is_refused():
+    stacked = stack_levels(tiny(), [Level("a", 4, optimizer=torch.optim.LBFGS)])
+    with pytest.raises(InvalidArgument, match="optimizer: got LBFGS for level 'a'"):
+        Stream(stacked)
+
+
 def test_nested_resets_a_level_when_its_parents_period_ends():
     stacked = stack_levels(tiny(), LEVELS, wiring="nested")
     stream, start = Stream(stacked), snapshot(stacked)

@@ -30,6 +30,19 @@ def test_looking_changes_nothing():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_looking_never_takes_the_weights_away_from_other_threads():
+    seen = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x):
+            seen.extend(parameter.device.type for parameter in mlp.parameters())
+            return super().forward(x)
+
+    mlp = Watched(*layers())
+    assert why_not_mlp(mlp, 4) is None
+    assert set(seen) == {"cpu"}
+
+
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
 def test_mixture_of_experts_is_refused(family):
     model = tiny(family, num_local_experts=2, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8)
@@ -85,6 +98,7 @@ def layers(out: int = 4) -> list[nn.Module]:
         (Raising(*layers()), "RuntimeError"),
         (nn.Sequential(*layers(), nn.Linear(4, 3)), "maps"),
         (nn.ModuleList([nn.Sequential(*layers())]), "experts"),
+        (nn.Sequential(*layers(), nn.Conv1d(4, 4, 1)), "convolves"),
     ],
 )
 def test_reasons(module, reason):

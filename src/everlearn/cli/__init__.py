@@ -17,9 +17,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter still gets the rest
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (importing it gives `input` its line editing)
-    from everlearn.cli.app import app
-
     try:
+        from everlearn.cli.app import app
+
         app(prog_name="everlearn")
     except KeyboardInterrupt:
         sys.exit(130)

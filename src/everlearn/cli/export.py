@@ -14,6 +14,7 @@ def export(
     options: Options, file: Annotated[Path, typer.Argument(help="Where to; an existing file is replaced.")]
 ) -> None:
     """Write the whole memory, journal and weights, to one file."""
+    file = file.expanduser()
     with options.store(read_only=True) as store:
         manifest = store.export(file)
     lost = f", without the damaged nights {manifest['damaged']}" if manifest["damaged"] else ""

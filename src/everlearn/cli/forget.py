@@ -17,8 +17,10 @@ def forget(
     from everlearn.learner.journal import find_observations
 
     with options.store() as store:
-        live = [item for item in store.history() if item.state != "forgotten"]
-        ids = [int(what)] if what.isascii() and what.isdigit() else find_observations(live, what)
+        heard = {item.id: item for item in store.history()}
+        live = [item for item in heard.values() if item.state != "forgotten"]
+        named = what.isascii() and what.isdigit() and int(what) in heard
+        ids = [int(what)] if named else find_observations(live, what)
         rebuild = store.needs_rebuild(ids)
         if not rebuild:
             store.forget(ids)

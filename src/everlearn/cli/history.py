@@ -19,8 +19,8 @@ def history(
     with options.store(read_only=True) as store:
         head, slept = store.head, store.nights()
         heard = store.history()
-    table = Table()
     if nights:
+        table = Table()
         for name in ("night", "after", "at", "KiB", ""):
             table.add_column(name)
         for item in slept:
@@ -28,8 +28,8 @@ def history(
             table.add_row(str(item.n), str(item.parent), item.created_at[:16], str(item.bytes // 1024), note)
         options.report([asdict(item) for item in slept], table)
         return
-    for name in ("id", "told at", "state", "night", "text"):
-        table.add_column(name)
+    row = "{:>6}  {:16}  {:12}  {:>5}  {}".format  # not a Table, which takes seconds for a few thousand rows
+    lines = [row("id", "told at", "state", "night", "text")]
     for item in heard:
-        table.add_row(str(item.id), item.told_at[:16], item.state, str(item.night or ""), item.text)
-    options.report([asdict(item) for item in heard], table)
+        lines.append(row(item.id, item.told_at[:16], item.state, item.night or "", " ".join(item.text.split())))
+    options.report([asdict(item) for item in heard], "\n".join(lines))

@@ -17,6 +17,7 @@ from transformers import (
 
 from everlearn.errors import InvalidArgument
 from everlearn.learner.sampling import encode, pad_token
+from everlearn.learner.store.records import check_json
 
 Message = Mapping[str, str]
 
@@ -29,6 +30,8 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, conversation: str | Sequence
     messages = [{"role": "user", "content": conversation}] if isinstance(conversation, str) else list(conversation)
     if not messages or not messages[-1].get("content", "").strip():
         raise InvalidArgument("message: got nothing, expected some words")
+    for message in messages:
+        check_json("message", message.get("content"))
     if tokenizer.chat_template:
         plain = [dict(message) for message in messages]
         return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))

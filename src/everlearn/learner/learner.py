@@ -238,8 +238,7 @@ class Learner:
             if relearn:
                 replay = choose_replay(known, self._replay_size(relearn), generator)
                 metrics |= self._make_consolidator().learn(relearn, replay, generator, self._progress).metrics()
-            with self._weights.saved() as file:
-                self.store.forget(ids, file, metrics=metrics)
+            self.store.forget(ids, self._weights.dump(), metrics=metrics)
         except BaseException:
             self._weights.load(before)
             raise
@@ -305,14 +304,13 @@ class Learner:
         before = self.store.load_state()
         try:
             report = self._make_consolidator().learn(passages, replay, generator, self._progress)
-            with self._weights.saved() as file:
-                night = self.store.commit_night(
-                    file,
-                    consolidated=list(new),
-                    dismissed=dismissed,
-                    dreams={key: [dream.payload() for dream in found] for key, found in new.items()},
-                    metrics={**metrics, **report.metrics()},
-                )
+            night = self.store.commit_night(
+                self._weights.dump(),
+                consolidated=list(new),
+                dismissed=dismissed,
+                dreams={key: [dream.payload() for dream in found] for key, found in new.items()},
+                metrics={**metrics, **report.metrics()},
+            )
         except BaseException:
             self._weights.load(before)
             raise
@@ -322,8 +320,7 @@ class Learner:
         """Commit a night in which nothing was learned, so that its small talk is not judged again."""
         if not ids:
             return None
-        with self._weights.saved() as file:
-            return self.store.commit_night(file, dismissed=ids)
+        return self.store.commit_night(self._weights.dump(), dismissed=ids)
 
     def _replay_size(self, new: Iterable[Sequence[Dream]]) -> int:
         return round(self.schedule.replay * sum(map(len, new)))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +14,7 @@ from everlearn.learner.voice import Voice, load_voice
 from everlearn.levels import Level
 from everlearn.memories.gated import Gate, GatedMemory, gated_memories
 from everlearn.memories.residual import ResidualMemory
-from everlearn.models.memory_file import fingerprint, load_memory, save_memory
+from everlearn.models.memory_file import fingerprint, load_memory, memory_bytes
 from everlearn.models.stacking import continua, is_stacked, memory_state, reset_level, stack_levels
 from everlearn.models.structure import find_decoder
 from everlearn.models.trunk import SplitModel
@@ -87,18 +84,11 @@ class Weights:
         if state is None:
             reset_level(self.model, SLOW)
             return
-        with tempfile.TemporaryDirectory(prefix="everlearn-") as folder:
-            file = Path(folder) / "night.safetensors"
-            file.write_bytes(state)
-            load_memory(self.model, file)
+        load_memory(self.model, state)
 
-    @contextlib.contextmanager
-    def saved(self) -> Iterator[Path]:
-        """Yield a file that holds the slow level as it is now."""
-        with tempfile.TemporaryDirectory(prefix="everlearn-") as folder:
-            file = Path(folder) / "night.safetensors"
-            save_memory(self.model, file, level=SLOW)
-            yield file
+    def dump(self) -> bytes:
+        """Return a snapshot of the slow level as it is now, for :meth:`load`; nothing of it touches a disk."""
+        return memory_bytes(self.model, level=SLOW)
 
     @property
     def bytes(self) -> int:

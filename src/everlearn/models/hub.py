@@ -23,7 +23,6 @@ from typing import Any
 
 import platformdirs
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -94,9 +93,9 @@ def load_model(
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(source, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **revision)
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # a damaged folder makes transformers and tokenizers raise whatever comes
         raise ModelNotFound(
-            f"{name} could not be loaded: {_first_line(error)}. Expected a folder made by save_pretrained, a Hugging"
+            f"{name} could not be loaded: {_said(error)}. Expected a folder made by save_pretrained, a Hugging"
             f" Face id of a causal LM that is cached or can be downloaded, or {DEFAULT_MODEL!r}"
         ) from error
     if name == DEFAULT_MODEL:
@@ -220,6 +219,12 @@ def _publish(made: Path, target: Path) -> None:
         if not target.is_dir():
             raise
         shutil.rmtree(made)
+
+
+def _said(error: Exception) -> str:
+    """Return the first line of ``error``; of one that is not written for users, with its type."""
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return kind + _first_line(error).rstrip(".:")
 
 
 def _first_line(error: object) -> str:

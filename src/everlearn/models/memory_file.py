@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
@@ -43,49 +44,49 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def layout(model: nn.Module) -> dict[str, Any]:
+def layout(model: nn.Module, level: str | None = None) -> dict[str, Any]:
     """Return what must agree for a memory to mean the same: init, wiring, levels, layers, memories, shared buffers.
 
     The levels' periods and optimisers may change. ``shared`` is a digest of what the memories need but do not hold
-    (their non-persistent buffers, such as an input whitening).
+    (their non-persistent buffers, such as an input whitening). Of one ``level``, the other levels do not count.
     """
     stack = stack_of(model)
+    levels = [own.name for own in stack.levels if level in (None, own.name)]
+    memories: set[str] = set()
     shared = hashlib.sha256()
     for layer, continuum in continua(model).items():
-        kept = continuum.memories.state_dict().keys()
-        for name, buffer in continuum.memories.named_buffers():
-            if name not in kept:
-                shared.update(f"{layer}.{name} {tuple(buffer.shape)}".encode() + _bytes(buffer))
-    memories = {repr(memory) for continuum in continua(model).values() for memory in continuum.memories}
+        for name, memory in zip(continuum.names, continuum.memories, strict=True):
+            if name not in levels:
+                continue
+            memories.add(repr(memory))
+            kept = memory.state_dict().keys()
+            for key, buffer in memory.named_buffers():
+                if key not in kept:
+                    shared.update(f"{layer}.{name}.{key} {tuple(buffer.shape)}".encode() + _bytes(buffer))
     return {
         "init": stack.init,
         "wiring": stack.wiring,
-        "levels": [level.name for level in stack.levels],
+        "levels": levels,
         "layers": list(stack.paths),
         "memories": sorted(memories),
         "shared": shared.hexdigest()[:32],
     }
 
 
-def save_memory(
+def memory_bytes(
     model: nn.Module,
-    path: str | os.PathLike[str],
     metadata: Mapping[str, Any] | None = None,
     *,
     level: str | None = None,
     state: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write the memory of a stacked model to ``path``: after a crash either the old file is there, or the new one.
+) -> bytes:
+    """Return the memory of a stacked model as the content of a memory file.
 
     Args:
         model: made by ``stack_levels``.
-        path: the file; its folder must exist.
         metadata: anything JSON, given back by :func:`load_memory`.
-        level: write this level alone; default: all.
-        state: written in place of the model's present memory, e.g. an earlier ``snapshot(model, level)``.
-
-    Raises:
-        StoreError: the file cannot be written (no folder, no permission, disk full); an old one is untouched.
+        level: of this level alone; default: all.
+        state: in place of the model's present memory, e.g. an earlier ``snapshot(model, level)``.
     """
     tensors = {key: value.contiguous() for key, value in (state or memory_state(model, level)).items()}
     header = {
@@ -93,66 +94,89 @@ def save_memory(
         "version": str(VERSION),
         "base_fingerprint": fingerprint(model),
         "base_name": _name(stack_of(model).base),
-        "layout": json.dumps(layout(model), sort_keys=True),
+        "layout": json.dumps(layout(model, level), sort_keys=True),
         "level": json.dumps(level),
         "metadata": json.dumps(dict(metadata or {})),
     }
     header["digest"] = _digest(tensors, header)
-    atomic_write(path, to_safetensors(tensors, metadata=header))
+    return to_safetensors(tensors, metadata=header)
 
 
-def load_memory(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the memory at ``path`` into a stacked model, in place, and return the metadata it was saved with.
+def save_memory(
+    model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None, **what: Any
+) -> None:
+    """Write the memory of a stacked model to ``path``: after a crash either the old file is there, or the new one.
 
-    A file of one level leaves the other levels as they are.
+    Args:
+        model: made by ``stack_levels``.
+        path: the file; its folder must exist.
+        metadata: anything JSON, given back by :func:`load_memory`.
+        what: ``level`` and ``state``, see :func:`memory_bytes`.
+
+    Raises:
+        StoreError: the file cannot be written (no folder, no permission, disk full); an old one is untouched.
+    """
+    atomic_write(path, memory_bytes(model, metadata, **what))
+
+
+def load_memory(model: nn.Module, source: str | os.PathLike[str] | bytes) -> dict[str, Any]:
+    """Read a memory, a file or its content, into a stacked model, in place; return the metadata it was saved with.
+
+    A memory of one level leaves the other levels as they are.
 
     Raises:
         FingerprintError: it was made on another base or layout; says both; the model is untouched.
-        StoreCorrupt: the file is damaged, cut short, or no memory.
+        StoreCorrupt: it is damaged, cut short, or no memory.
         StoreError: the file cannot be read, or a newer everlearn wrote it.
     """
-    state, header = read_memory(path)
-    base = stack_of(model).base
+    state, header = read_memory(source)
+    base, what = stack_of(model).base, _called(source)
     ours = fingerprint(base)
     if header["base_fingerprint"] != ours:
         raise FingerprintError(
-            f"{path} was made on {header['base_name']} (fingerprint {header['base_fingerprint']}), but the model here"
+            f"{what} was made on {header['base_name']} (fingerprint {header['base_fingerprint']}), but the model here"
             f" is {_name(base)} (fingerprint {ours}); load the memory on its own base model"
         )
-    found, expected = header["layout"], layout(model)
+    level = header["level"]
+    if level is not None and level not in [own.name for own in stack_of(model).levels]:
+        raise FingerprintError(f"{what} holds the level {level!r}, which the model here does not have")
+    found, expected = header["layout"], layout(model, level)
     for key in expected:
         if found.get(key) != expected[key]:
             raise FingerprintError(
-                f"{path} (base {header['base_name']}, fingerprint {ours}) was made with {key} = {found.get(key)}, but"
+                f"{what} (base {header['base_name']}, fingerprint {ours}) was made with {key} = {found.get(key)}, but"
                 f" the model here ({_name(base)}, same base) was stacked with {key} = {expected[key]}"
             )
-    load_memory_state(model, state, header["level"])
+    load_memory_state(model, state, level)
     return header["metadata"]
 
 
-def read_memory(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a memory file without a model: its tensors, and base_fingerprint, base_name, layout, level, metadata.
+def read_memory(source: str | os.PathLike[str] | bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a memory, a file or its content, without a model: its tensors, and what its header says.
+
+    The header has base_fingerprint, base_name, layout, level and metadata.
 
     Raises:
-        StoreCorrupt: the file is damaged, cut short, or no memory; names it.
+        StoreCorrupt: it is damaged, cut short, or no memory; names it.
         StoreError: the file cannot be read, or a newer everlearn wrote it.
     """
+    what = _called(source)
     try:
-        with Path(path).open("rb"):
-            pass
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise StoreCorrupt(f"{path} is damaged or no memory file ({error}); use a copy or a snapshot") from error
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error}") from error
+        raise StoreError(f"{what} cannot be read: {error}") from error
+    try:
+        tensors = from_safetensors(content)
+        size = int.from_bytes(content[:8], "little")
+        header = dict(json.loads(content[8 : 8 + size]).get("__metadata__") or {})
+    except SafetensorError as error:
+        raise StoreCorrupt(f"{what} is damaged or no memory file ({error}); use a copy or a snapshot") from error
     if header.get("format") != FORMAT:
-        raise StoreCorrupt(f"{path} is a safetensors file but no everlearn memory")
+        raise StoreCorrupt(f"{what} is a safetensors file but no everlearn memory")
     if header.pop("digest", None) != _digest(tensors, header):
-        raise StoreCorrupt(f"{path} is damaged: its contents do not match their checksum; use a copy or a snapshot")
+        raise StoreCorrupt(f"{what} is damaged: its contents do not match their checksum; use a copy or a snapshot")
     if int(header["version"]) > VERSION:
-        raise StoreError(f"{path} has format version {header['version']}, expected at most {VERSION}; update everlearn")
+        raise StoreError(f"{what} has format version {header['version']}, expected at most {VERSION}; update everlearn")
     return tensors, {**header, **{key: json.loads(header[key]) for key in ("layout", "level", "metadata")}}
 
 
@@ -179,6 +203,10 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _called(source: str | os.PathLike[str] | bytes) -> str:
+    return "the memory" if isinstance(source, bytes) else os.fspath(source)
 
 
 def _name(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ MemoryFactory = Callable[[int], nn.Module]
 
 INITS = ("residual", "pretrained")
 _ATTRIBUTE = "_everlearn_stack"
+_seeding = threading.Lock()  # the global generator is put back only if no other thread seeds it meanwhile
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def _chain_memories(
     factories: Sequence[MemoryFactory],
     seed: int,
 ) -> None:
-    with torch.random.fork_rng(devices=[]):
+    with _seeding, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in layers:
             mlp = stacked.get_submodule(decoder.mlps[layer])

@@ -5,6 +5,7 @@ Training and deployment are the same loop (*Nested Learning*, section 7).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,8 @@ class Stream:
         chunk_size: the most tokens learned in one pass; at most ``context``.
 
     Raises:
-        InvalidArgument: no level has a period, or ``context`` or ``chunk_size`` is out of range.
+        InvalidArgument: no level has a period, ``context`` or ``chunk_size`` is out of range, or an optimiser wants to
+            evaluate its loss again (LBFGS): a stream has passed by then.
     """
 
     def __init__(self, model: PreTrainedModel, *, context: int | None = None, chunk_size: int = 256) -> None:
@@ -177,7 +179,14 @@ class Stream:
             self._clear(name)
 
     def _optimizer(self, name: str) -> Optimizer:
-        return self._levels[name].optimizer(list(self._params[name]))
+        optimizer = self._levels[name].optimizer(list(self._params[name]))
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise InvalidArgument(
+                f"optimizer: got {type(optimizer).__name__} for level {name!r}, which evaluates its loss again in a"
+                " step; expected one that steps on given gradients"
+            )
+        return optimizer
 
 
 def _check_context(model: PreTrainedModel, context: int | None, chunk_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
 
 def why_not_mlp(module: nn.Module, hidden_size: int) -> str | None:
     """Return None when ``module`` is an MLP in the sense of :func:`find_decoder`, else the first reason it is not."""
+    if any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules()):
+        return "convolves over time"
     lists = any(isinstance(part, nn.ModuleList) for part in module.modules())
     if lists or any(parameter.ndim > 2 for parameter in module.parameters()):
         return "is a mixture of experts"
@@ -91,13 +94,17 @@ def _linear_size(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _shape_trouble(module: nn.Module, hidden_size: int) -> str | None:
-    """Run ``module`` on shapes alone (meta tensors: nothing is computed, no weight is touched)."""
-    state = {k: torch.empty_like(v, device="meta") for k, v in [*module.named_parameters(), *module.named_buffers()]}
-    dtype = next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32)
+    """Run a copy of ``module`` on shapes alone (meta tensors: nothing is computed, no weight is copied).
+
+    A copy, since ``torch.func.functional_call`` would put meta tensors into ``module`` while other threads use it.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
     hidden = torch.empty(1, 2, hidden_size, dtype=dtype, device="meta")
     try:
+        blank = copy.deepcopy(module, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
         with torch.no_grad():
-            out = torch.func.functional_call(module, state, (hidden,))
+            out = blank(hidden)
     except Exception as error:
         return f"cannot be run on hidden states alone ({type(error).__name__})"
     if not isinstance(out, torch.Tensor):

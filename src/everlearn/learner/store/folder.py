@@ -22,8 +22,8 @@ FORMAT = 1
 
 
 def resolve(path: str | Path) -> Path:
-    """Return ``path`` absolute and without symbolic links, so that its siblings are known."""
-    return Path(os.path.realpath(path))
+    """Return ``path`` absolute, ``~`` and symbolic links followed, so that its siblings are known."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 def strangers(path: Path) -> list[str]:

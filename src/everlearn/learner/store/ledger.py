@@ -26,6 +26,8 @@ from ...errors import InvalidArgument
 from .index import descendants, dreams, lineage, marks, nights, now, observations
 from .records import STATES, Dream, Night, Observation, timestamp, without_words
 
+MOST = 2**63 - 1  # the largest whole number that SQLite keeps
+
 
 def head(db: Connection) -> int:
     """Return the current night; 0 is the untouched base."""
@@ -39,7 +41,7 @@ def all_nights(db: Connection) -> list[Night]:
 
 def find_night(db: Connection, n: int) -> Night:
     """Return night ``n`` or raise InvalidArgument."""
-    row = db.execute(select(nights).where(nights.c.n == n)).one_or_none()
+    row = db.execute(select(nights).where(nights.c.n == n)).one_or_none() if 0 < n <= MOST else None
     if row is None:
         raise InvalidArgument(f"night: there is no night {n!r}; {ways_out(db)}")
     return Night(**row._mapping)

@@ -203,6 +203,8 @@ class MemoryStore:
             self.load_state(night)
             with self._index.write() as db:
                 db.execute(update(now).values(head=night))
+                durable.checkpoint("head-moved")
+            durable.checkpoint("rolled-back")
 
     def prune(self, gone: Iterable[int]) -> None:
         """Remove the snapshots of the nights ``gone`` to save space; what they consolidated still counts later."""
@@ -274,13 +276,13 @@ class MemoryStore:
         A folder that is not empty is only touched with ``replace``, and only if it is a memory (damaged or not).
         """
         with durable.os_errors(folder.resolve(path)):
-            archive.import_(Path(file), folder.resolve(path), replace=replace)
+            archive.import_(folder.resolve(file), folder.resolve(path), replace=replace)
 
     @staticmethod
     def peek(file: str | Path) -> dict[str, Any]:
         """Return the manifest of an exported ``file``: "base", "status", "damaged" and more."""
         with durable.os_errors(Path(file)):
-            return archive.peek(Path(file))
+            return archive.peek(folder.resolve(file))
 
     def status(self) -> dict[str, Any]:
         """Return counts by state, the current night, the nights' numbers, bytes on disk, base and settings."""
