@@ -57,7 +57,11 @@ class Results:
 
     def add(self, row: Row) -> None:
         """Add a row; the file is incomplete again."""
-        self.rows.append(json.loads(json.dumps(row, allow_nan=False)))
+        self.extend([row])
+
+    def extend(self, rows: Sequence[Row]) -> None:
+        """Add rows that belong together: all are on disk, or none; the file is incomplete again."""
+        self.rows += [json.loads(json.dumps(row, allow_nan=False)) for row in rows]
         self._write({"complete": False})
 
     def finish(self, summary: Any) -> None:
@@ -117,6 +121,19 @@ def interval(values: Sequence[float | None]) -> str:
         return "diverged"
     mean, half = mean_interval(known)
     return f"{mean:.4g}" if half is None else f"{mean:.4g} ± {half:.2g}"
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return ``mean``, ``low`` and ``high`` of the 95% t-interval (None for a single value) and ``n``."""
+    mean, half = mean_interval(values)
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return {"mean": mean, "low": low, "high": high, "n": len(values)}
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, to the minute."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under 1 min"
 
 
 @functools.cache

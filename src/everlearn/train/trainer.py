@@ -19,7 +19,15 @@ __all__ = ["LevelTrainer", "make_optimizer"]
 BETAS = (0.9, 0.95)
 
 
-def make_optimizer(model: BackboneForCausalLM, lr: float, weight_decay: float, tokens_per_step: int) -> Optimizer:
+def make_optimizer(
+    model: BackboneForCausalLM,
+    lr: float,
+    weight_decay: float,
+    tokens_per_step: int,
+    *,
+    betas: tuple[float, float] = BETAS,
+    eps: float = 1e-8,
+) -> Optimizer:
     """AdamW for everything; where there are levels, each steps on its own clock (Eq. 71).
 
     Matrices outside the embedding and the memories' trained starts decay, nothing else does. A level that waits for
@@ -36,14 +44,14 @@ def make_optimizer(model: BackboneForCausalLM, lr: float, weight_decay: float, t
             sorted_out.setdefault(key, []).append(p)
     if not held:
         groups = [{"params": found, "weight_decay": decay} for (_, decay), found in sorted_out.items()]
-        return AdamW(groups, lr=lr, betas=BETAS)
+        return AdamW(groups, lr=lr, betas=betas, eps=eps)
 
     periods = {level.name: level.every for level in model.levels()}
     groups: list[dict[str, Any]] = []
     for i, ((name, decay), found) in enumerate(sorted_out.items()):
 
         def adamw(params: Any, decay: float = decay) -> Optimizer:
-            return AdamW(params, lr=lr, betas=BETAS, weight_decay=decay)
+            return AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=decay)
 
         groups.append({"params": found, "level": Level(f"group{i}", periods.get(name, 1), optimizer=adamw)})
     return MultiFrequency(groups, tokens_per_step=tokens_per_step, reduction="mean")
