@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ class Recipe:
         betas, eps: of Adam.
         clip: longest gradient over all parameters, None for no bound.
         checks: how often the validation score is taken, evenly over the steps.
+        every: steps between changes of the rate.
     """
 
     steps: int
@@ -46,10 +49,11 @@ class Recipe:
     eps: float = 1e-8
     clip: float | None = 1.0
     checks: int = 1
+    every: int = 1
 
     def rate(self, step: int) -> float:
         """Return the rate of ``step``, as a share of ``lr``."""
-        warm = self.warmup * self.steps
+        step, warm = step - step % self.every, self.warmup * self.steps
         if step < warm:
             return (step + 1) / (warm + 1)
         if self.schedule == "constant":
@@ -173,9 +177,7 @@ def score(model: Any, batches: Any, predict: Callable[[Any, Batch], Tensor] | No
     loss, counts = 0.0, torch.zeros(3, 1)
     for batch in batches:
         batch = type(batch)(*(part.to(device()) for part in batch))
-        logits = (
-            predict(model, batch) if predict is not None else model(input_ids=batch.inputs, use_cache=False).logits
-        )
+        logits = predict(model, batch) if predict is not None else model(input_ids=batch.inputs, use_cache=False).logits
         scored = batch.targets != IGNORED
         correct = (logits.argmax(-1) == batch.targets) & scored
         hits, total = hits + int(correct.sum()), total + int(scored.sum())
@@ -203,25 +205,33 @@ def device() -> torch.device:
 
 
 class PeakMemory:
-    """The most memory this process held since this was made (on a GPU: that of its tensors)."""
+    """The most memory this process held since this was made (on a GPU: that of its tensors); they may be nested."""
+
+    _live: weakref.WeakSet[PeakMemory] = weakref.WeakSet()
 
     def __init__(self) -> None:
+        self._before = 0
+        for other in PeakMemory._live:  # what they have seen so far is about to be reset
+            other._before = other.bytes()
+        PeakMemory._live.add(self)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         else:
-            try:
+            with contextlib.suppress(OSError):  # not Linux: the peak is that of the whole process
                 Path("/proc/self/clear_refs").write_text("5")
-            except OSError:
-                pass  # not Linux: the peak is that of the whole process
 
     def bytes(self) -> int:
         """Return the peak."""
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated()
-        try:
-            status = Path("/proc/self/status").read_text()
-            return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-        except (OSError, StopIteration):
-            import resource
+        return max(self._before, _peak())
 
-            return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    except (OSError, StopIteration):
+        import resource
+
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,259 @@
+"""``everlearn eval babilong``: bAbI facts hidden in the text of books (synthetic-tasks.md, E), lengths without bound.
+
+One training run a model and seed, on all tasks at short lengths; then every task is asked at every length, the context
+read in chunks through the model's cache, whose size is measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from everlearn.errors import InvalidArgument
+from everlearn.evals.contestants import Size, make
+from everlearn.evals.language import encode, sentences, tokenizer
+from everlearn.evals.long_context import Costs, ask
+from everlearn.evals.niah import LEVELS, Lesson, lesson, teach, two_losses
+from everlearn.evals.sources import BABI_TASKS, Babi, Sources
+from everlearn.evals.suite import Job, Measure, Outcome, Suite
+from everlearn.evals.training import Recipe, fit, parameters
+
+__all__ = ["BABILONG", "LABELS", "Budget", "context", "is_right"]
+
+PROMPT_ALLOWANCE = 300
+"""Tokens of the target length that are kept for the prompt."""
+TEST_SEED = 42
+PLACES = frozenset({"bathroom", "bedroom", "garden", "hallway", "kitchen", "office"})
+LABELS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("qa1", "qa2", "qa3", "qa4"), PLACES),
+    "qa5": frozenset({"Bill", "Fred", "Jeff", "Mary", "apple", "football", "milk"}),
+}
+"""The answers a task can have."""
+
+INSTRUCTION = (
+    "I will give you a context with facts hidden in some unrelated text. Answer the question by the facts only: if a"
+    " person or thing was in different places, the latest counts.\n"
+)
+FORMAT = "Always answer with the {kind} alone.\n"
+KINDS = {"qa1": "place", "qa2": "place", "qa3": "place", "qa4": "place", "qa5": "name"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Numbers of the protocol.
+
+    ``lengths``: target length T -> samples a task; T = 0 is the facts alone. ``allowance``: tokens of T that are kept
+    for the prompt. ``examples``: solved examples in the prompt.
+    """
+
+    size: Size
+    vocab_size: int
+    train_lengths: tuple[int, ...]
+    steps: int
+    batch: int
+    lengths: dict[int, int]
+    grid: tuple[dict[str, Any], ...]
+    allowance: int = PROMPT_ALLOWANCE
+    examples: int = 2
+    answer_tokens: int = 8
+    tune_each: bool = False
+    batch_tokens: int = 1 << 16
+
+
+HOPE = {"chunk_size": 64, "width": 32}
+BUDGETS = {
+    "tiny": Budget(
+        Size(16, 1, 2, 16, {"chunk_size": 16}, (1, 512)), 320, (0, 400), 2, 2, {0: 1, 500: 2}, ({"lr": 3e-3},),
+        allowance=20, examples=0, answer_tokens=2,
+    ),
+    "small": Budget(
+        Size(128, 2, 4, 256, HOPE, (1, 16_384)), 1024, (0, 256), 900, 8,
+        {0: 50, 256: 50, 1024: 20, 4096: 10, 16_384: 4, 65_536: 1}, ({"lr": 3e-3},), allowance=20, examples=0,
+    ),
+    "paper": Budget(
+        Size(1024, 24, 16, 2816, HOPE, (1, 65_536)), 32_000, (0, 1024, 2048, 4096), 20_000, 64,
+        dict.fromkeys((0, *(1024 << i for i in range(11))), 100), ({"lr": 3e-4}, {"lr": 1e-3}),
+    ),
+}  # fmt: skip
+
+
+def context(
+    facts: Sequence[list[int]], length: int, rng: random.Random, books: Sequence[Sequence[list[int]]]
+) -> list[int]:
+    """Return tokens of the facts, hidden in order among sentences of a book; exactly ``length`` tokens, or the facts.
+
+    The sentences follow each other from a random place on (and go round); the last is cut. Every fact gets a gap
+    between them at random, with replacement.
+
+    Args:
+        facts: tokens of each fact.
+        length: tokens in all; 0 is the facts alone.
+        rng: all randomness.
+        books: tokens of each sentence of each book.
+
+    Raises:
+        InvalidArgument: the facts alone are longer.
+    """
+    room = length - sum(map(len, facts))
+    if length == 0:
+        return [token for fact in facts for token in fact]
+    if room < 0:
+        raise InvalidArgument(f"length: got {length} tokens, expected at least {length - room} for these facts")
+    book = rng.choice(books)
+    at, background = rng.randrange(len(book)), []
+    while room > 0:
+        background.append(book[at % len(book)][:room])
+        room -= len(background[-1])
+        at += 1
+    gaps = sorted(rng.choices(range(len(background) + 1), k=len(facts)))
+    made, left = [], list(zip(gaps, facts))
+    for gap, sentence in enumerate([*background, []]):
+        while left and left[0][0] == gap:
+            made += left.pop(0)[1]
+        made += sentence
+    return made
+
+
+def is_right(said: str, question: str, target: str, labels: frozenset[str]) -> bool:
+    """Return whether the first sentence of what was said names the target and no other label.
+
+    Labels that the question mentions do not count; several targets are parted by commas.
+    """
+    first = re.split(r"\.|<context>|<example>|question", said.lower(), maxsplit=1)[0]
+    named = {label.lower() for label in labels if label.lower() in first}
+    named -= {label.lower() for label in labels if label.lower() in question.lower()}
+    return named == {part.strip().lower() for part in target.split(",")}
+
+
+@functools.lru_cache(maxsize=4)
+def _words(sources: Sources, vocab_size: int) -> Any:
+    """The tokenizer, which knows the facts' words, and each book's sentences of at least ten tokens, by part."""
+    facts = [" ".join(item.facts) for task in BABI_TASKS for item in sources.babi(task, "train")[::10]]
+    made = tokenizer(sources, vocab_size, tuple(facts))
+
+    def tokens(text: str) -> list[list[int]]:
+        found = [encode(made, f" {sentence}") for sentence in sentences([text[:500_000]])[1:-1]]
+        return [sentence for sentence in found if len(sentence) >= 10]
+
+    books = {part: [tokens(text) for text in texts[:6]] for part, texts in sources.books().items()}
+    return made, books
+
+
+class _Maker:
+    """Makes samples."""
+
+    def __init__(self, sources: Sources, plan: Budget) -> None:
+        self.plan = plan
+        self.tokenizer, self.books = _words(sources, plan.vocab_size)
+        self.items = {(task, part): sources.babi(task, part) for task in BABI_TASKS for part in ("train", "test")}
+
+    def say(self, text: str) -> list[int]:
+        """Tokens of a text."""
+        return encode(self.tokenizer, text)
+
+    def prompt(self, task: str) -> str:
+        """What stands before the context: the instruction, solved examples, the form of the answer."""
+        if not self.plan.examples:
+            return ""
+        shown = [
+            f"<example>\n{' '.join(item.facts)} {item.question} Answer: {item.answer}\n</example>\n"
+            for item in self.items[task, "train"][: self.plan.examples]
+        ]
+        return "".join((INSTRUCTION, *shown, FORMAT.format(kind=KINDS[task]), "<context>\n"))
+
+    def draw(self, task: str, length: int, rng: random.Random, part: str) -> tuple[list[int], list[int], Babi]:
+        """Return the tokens up to the end of the context, those of the question, and the question itself.
+
+        Only questions of at most ``length / 8`` facts are used, where a length is given, and only facts that fit.
+        """
+        items, room = self.items[task, part], max(0, length - self.plan.allowance)
+        while True:
+            item = rng.choice(items)
+            if length and len(item.facts) > max(2, length // 8):
+                continue
+            facts = [self.say(f" {fact}") for fact in item.facts]
+            if not length or sum(map(len, facts)) <= room:
+                break
+        books = self.books["train" if part == "train" else "test"]
+        made = [*self.say(self.prompt(task)), *context(facts, room, rng, books)]
+        end = "\n</context>\n" if self.plan.examples else "\n"
+        return made, self.say(f"{end}Question: {item.question} Answer:"), item
+
+
+def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -> Outcome:
+    """Train a model at the short lengths and ask it at all lengths."""
+    maker, rng, options = _Maker(Sources.at(data), plan), random.Random(job.seed), dict(job.options)
+    end = maker.tokenizer.eos_token_id
+
+    def batch(rng: random.Random) -> Lesson:
+        length, samples = rng.choice(plan.train_lengths), []
+        for task in rng.choices(BABI_TASKS, k=plan.batch):
+            begin, question, item = maker.draw(task, length, rng, "train")
+            samples.append(([*begin, *question], [*maker.say(f" {item.answer}."), end]))
+        return lesson(samples)
+
+    model = make(job.contestant, plan.size, len(maker.tokenizer))
+    recipe = Recipe(plan.steps, options["lr"], 0.1, warmup=0.05, betas=(0.9, 0.95), checks=20)
+    fitted = fit(model, lambda step: batch(rng), recipe, loss=teach, tell=lambda share: tell("training", 0.5 * share))
+    if fitted.loss is None:
+        measures = [Measure("accuracy", None, task, f"length={n}") for n in plan.lengths for task in BABI_TASKS]
+        return Outcome(measures, None, parameters(model), fitted.tokens, fitted.steps, fitted.seconds)
+    trial = random.Random(TEST_SEED + 1)
+    with torch.no_grad():
+        losses = [float(two_losses(model, batch(trial))[1]) for _ in range(4)]
+    measures = []
+    for number, (length, count) in enumerate(plan.lengths.items()):
+        tell(f"asking at {length} tokens", 0.5 + 0.5 * number / len(plan.lengths))
+        asked = random.Random(TEST_SEED)
+        samples = {task: [maker.draw(task, length, asked, "test") for _ in range(count)] for task in BABI_TASKS}
+        measures += _ask(model, samples, length, maker)
+    validation = -sum(losses) / len(losses)
+    return Outcome(measures, validation, parameters(model), fitted.tokens, fitted.steps, fitted.seconds)
+
+
+def _ask(
+    model: Any, samples: dict[str, list[tuple[list[int], list[int], Babi]]], length: int, maker: _Maker
+) -> list[Measure]:
+    setting, costs, plan, measures = f"length={length}", Costs(), maker.plan, []
+    for task, asked in samples.items():
+        pairs = [(begin, question) for begin, question, _ in asked]
+        said = ask(model, pairs, maker.tokenizer, costs, limit=plan.answer_tokens, batch_tokens=plan.batch_tokens)
+        found = [is_right(text, item.question, item.answer, LABELS[task]) for text, (_, _, item) in zip(said, asked)]
+        measures.append(Measure("accuracy", sum(found) / len(found), task, setting))
+    return [*measures, *costs.measures(setting)]
+
+
+def notes(plan: Budget) -> list[str]:
+    """Say what differs from the published protocol."""
+    size = plan.size
+    lengths = ", ".join(f"{count} at {length}" for length, count in plan.lengths.items())
+    return [
+        f"models of {size.layers} layers of width {size.hidden_size} and {plan.vocab_size} tokens (their own tokenizer,"
+        f" not GPT-2's), trained here on {plan.steps} batches of {plan.batch} samples of lengths {plan.train_lengths}"
+        " from bAbI's training split (published: language models that are only prompted)",
+        f"samples a task and length, from the test split: {lengths} (published: 100 or 1,000 at 0 to 1M and more, from"
+        " the training split)",
+        f"{plan.allowance} tokens of a length are kept for the prompt, {plan.examples} solved examples in it"
+        f" (published: {PROMPT_ALLOWANCE}, 2)",
+        "background: the books of the data folder, not PG-19; qa3 trains on the 1k version where there is no other",
+        f"HOPE's levels: {list(size.cms_periods)} tokens between updates",
+    ]
+
+
+BABILONG = Suite(
+    name="babilong",
+    version=1,
+    tasks=("babilong",),
+    budgets=BUDGETS,
+    settings=lambda plan, task: ("",),
+    run=run,
+    notes=notes,
+    variants=LEVELS,
+    digest=lambda data: Sources.at(data).digest("books", "babi"),
+)

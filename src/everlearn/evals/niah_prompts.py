@@ -1,0 +1,180 @@
+"""The prompts of RULER's needle-in-a-haystack tasks (Hsieh et al. 2024); synthetic-tasks.md, D.
+
+A prompt is made as tokens, so that its length is exact: the last piece of the haystack is cut where it is full.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from everlearn.errors import InvalidArgument
+
+__all__ = ["NIAH_TASKS", "Niah", "Prompt", "make_prompt", "share_found"]
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+DEPTHS = [100 * i / 39 for i in range(40)]
+"""Depths of needles in the haystack, percent."""
+
+ADJECTIVES = """
+    able ancient bitter bold brave brief bright calm careful clever cold common curious damp dark deep distant dusty
+    eager early empty faint fancy fierce fine fresh gentle giant glad golden grand grave happy hollow honest huge
+    humble icy idle jolly keen kind large late lazy light little lonely loud lucky mellow merry mild narrow neat
+    noble odd pale patient plain polite proud quick quiet rapid rare rough round royal rusty sharp shy silent silver
+    simple slow small smooth soft solid steady stern strange sturdy sweet swift tall tame tender thick thin tidy
+    tiny vast warm weary wide wild wise wooden young
+""".split()  # noqa: SIM905
+NOUNS = """
+    acorn anchor apple arrow badger barrel basket beacon bell bird boat bottle bridge brook bucket button candle
+    canyon carpet castle cave chair cherry cliff clock cloud coat comet coral crow crown desert dragon drum eagle
+    engine falcon feather fern field flute forest fox garden gate glacier globe goat hammer harbor hat hill horse
+    island jacket jar kettle key kite ladder lake lamp lantern leaf lemon lion lizard map maple marble meadow mirror
+    moon mountain needle nest oak ocean orchard otter owl paper pebble pencil piano pillow pine planet pond pot
+    rabbit raven river road robin rope saddle sail salmon shell ship spoon star stone storm table temple tiger tower
+    tree tunnel valley violin wagon wheel window wolf
+""".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class Niah:
+    """A task: haystack ``noise``, ``essay`` or ``needle``; keys are ``words`` or ``uuids``, values ``numbers`` too."""
+
+    haystack: str
+    key: str = "words"
+    value: str = "numbers"
+    keys: int = 1
+    values: int = 1
+    queries: int = 1
+
+
+# name -> the task
+NIAH_TASKS: dict[str, Niah] = {
+    "S-NIAH-1": Niah("noise"),
+    "S-NIAH-2": Niah("essay"),
+    "S-NIAH-3": Niah("essay", value="uuids"),
+    "MK-NIAH-1": Niah("essay", keys=4),
+    "MK-NIAH-2": Niah("needle"),
+    "MK-NIAH-3": Niah("needle", key="uuids", value="uuids"),
+    "MV-NIAH": Niah("essay", values=4),
+    "MQ-NIAH": Niah("essay", keys=4, queries=4),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sample: tokens of the ``context`` and of the ``question`` (with the beginning of the answer), the ``values``
+    to be named, and the ``answer`` in words."""
+
+    context: list[int]
+    question: list[int]
+    values: list[str]
+    answer: str
+
+
+Encode = Callable[[str], list[int]]
+
+
+def make_prompt(
+    task: Niah, length: int, rng: random.Random, encode: Encode, essay: Sequence[list[int]], *, instruct: bool = True
+) -> Prompt:
+    """Return a sample whose context and question have exactly ``length`` tokens together.
+
+    Args:
+        task: see :data:`NIAH_TASKS`.
+        length: tokens.
+        rng: all randomness.
+        encode: text -> tokens.
+        essay: tokens of sentences in order, of which a run from a random place on, and round again, is the essay
+            haystack.
+        instruct: whether the context begins with what is going to be asked.
+
+    Raises:
+        InvalidArgument: the needles alone do not fit.
+    """
+    names = [_draw(task.key, rng) for _ in range(task.keys)]
+    needles = {name: [_draw(task.value, rng) for _ in range(task.values)] for name in names}
+    asked = names[: task.queries]
+    values = [value for name in asked for value in needles[name]]
+    one = len(values) == 1
+    kind = task.value[:-1] if one else task.value
+    query = _listed(asked)
+    question = (
+        f"\nWhat {'is' if one else 'are all'} the special magic {kind} for {query} mentioned in the provided text?"
+        f" The special magic {kind} for {query} mentioned in the provided text {'is' if one else 'are'}"
+    )
+    opening = ""
+    if instruct:
+        opening = (
+            f"{'A' if one else 'Some'} special magic {kind} {'is' if one else 'are'} hidden within the following text."
+            f" Make sure to memorize {'it' if one else 'them'}. I will quiz you about the {kind} afterwards.\n"
+        )
+    start, end = encode(opening), encode(question)
+    lines = [encode(_needle(task, name, value)) for name in names for value in needles[name]]
+    room = length - len(start) - len(end) - sum(map(len, lines))
+    if room < 0:
+        raise InvalidArgument(f"length: got {length} tokens, expected at least {length - room} for these needles")
+    hay = _haystack(task, room, rng, encode, essay)
+    rng.shuffle(lines)
+    context = [token for part in _inserted(hay, lines, rng, task.haystack) for token in part]
+    answer = f" {_listed(values)}."
+    return Prompt([*start, *context], end, values, answer)
+
+
+def share_found(values: Sequence[str], said: str) -> float:
+    """Return the share of values that occur in what was said, whatever the case."""
+    said = said.lower()
+    return sum(value.lower() in said for value in values) / len(values)
+
+
+def _needle(task: Niah, name: str, value: str) -> str:
+    """A sentence of an essay, or a line of its own."""
+    before = " " if task.haystack == "essay" else "\n"
+    return f"{before}One of the special magic {task.value} for {name} is: {value}."
+
+
+def _draw(kind: str, rng: random.Random) -> str:
+    if kind == "words":
+        return f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
+    if kind == "numbers":
+        return str(rng.randint(10**6, 10**7 - 1))
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Return "a", "a, and b", "a, b, and c"."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])}, and {items[-1]}"
+
+
+def _haystack(task: Niah, room: int, rng: random.Random, encode: Encode, essay: Sequence[list[int]]) -> list[list[int]]:
+    """Return pieces of hay that have exactly ``room`` tokens together, the last one cut."""
+    at = rng.randrange(len(essay)) if task.haystack == "essay" else 0
+    noise = encode(f"\n{NOISE}") if task.haystack == "noise" else []
+    pieces, left = [], room
+    while left > 0:
+        if task.haystack == "noise":
+            piece = noise
+        elif task.haystack == "essay":
+            piece = essay[at % len(essay)]
+            at += 1
+        else:
+            piece = encode(_needle(task, _draw(task.key, rng), _draw(task.value, rng)))
+        pieces.append(piece[:left])
+        left -= len(pieces[-1])
+    return pieces
+
+
+def _inserted(hay: list[list[int]], needles: Sequence[list[int]], rng: random.Random, kind: str) -> list[list[int]]:
+    """Return the pieces with every needle between two of them: at distinct depths of an essay, else anywhere."""
+    if kind == "essay":
+        places = [round(len(hay) * depth / 100) for depth in rng.sample(DEPTHS, len(needles))]
+    else:
+        places = [rng.randint(0, max(len(hay) - 1, 0)) for _ in needles]
+    made, order = [], sorted(range(len(needles)), key=lambda i: places[i])
+    for place, piece in enumerate([*hay, None]):
+        while order and places[order[0]] <= place:
+            made.append(needles[order.pop(0)])
+        if piece is not None:
+            made.append(piece)
+    return made
