@@ -11,7 +11,13 @@ from everlearn.cli.ask import ask
 from everlearn.cli.chat import chat
 from everlearn.cli.demo import demo
 from everlearn.cli.diff import diff
+from everlearn.cli.eval_ablation import eval_ablation
+from everlearn.cli.eval_babilong import eval_babilong
 from everlearn.cli.eval_diary import eval_diary
+from everlearn.cli.eval_formal import eval_formal
+from everlearn.cli.eval_lm import eval_lm
+from everlearn.cli.eval_mad import eval_mad
+from everlearn.cli.eval_niah import eval_niah
 from everlearn.cli.eval_optim import eval_optim
 from everlearn.cli.export import export
 from everlearn.cli.forget import forget
@@ -20,6 +26,7 @@ from everlearn.cli.history import history
 from everlearn.cli.import_ import import_
 from everlearn.cli.model_fetch import model_fetch
 from everlearn.cli.options import command
+from everlearn.cli.report import report
 from everlearn.cli.rollback import rollback
 from everlearn.cli.sleep import sleep
 from everlearn.cli.status import status
@@ -57,6 +64,9 @@ command(app)(generate)
 command(model_app, "fetch")(model_fetch)
 command(eval_app, "diary")(eval_diary)
 command(eval_app, "optim")(eval_optim)
+for _function in (eval_formal, eval_mad, eval_niah, eval_babilong, eval_lm, eval_ablation):
+    command(eval_app, _function.__name__.removeprefix("eval_"))(_function)
+command(app)(report)
 app.add_typer(model_app, name="model")
 app.add_typer(eval_app, name="eval")
 

@@ -46,5 +46,5 @@ def sentences(texts: Sequence[str], least: int = 0) -> list[str]:
     found = []
     for text in texts:
         joined = " ".join(text.split())
-        found += re.split(r"(?<=[.!?])(?:(?<=[.!?])|(?<=[.!?][\"'”’)]))\s+(?=[\"'“‘(]?[A-Z0-9])", joined)
+        found += re.split(r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)]))\s+(?=[\"'“‘(]?[A-Z0-9])", joined)
     return [sentence for sentence in found if len(sentence.split()) >= least]

@@ -152,7 +152,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _public(name: str, **wanted: Any) -> Any:
+def _public(dataset: str, **wanted: Any) -> Any:
     """Load a public dataset.
 
     Raises:
@@ -161,9 +161,11 @@ def _public(name: str, **wanted: Any) -> Any:
     try:
         from datasets import load_dataset
 
-        return load_dataset(name, **wanted)
+        return load_dataset(dataset, **wanted)
     except Exception as error:
-        raise InvalidArgument(f"data: got no folder, and the dataset {name!r} could not be fetched: {error}") from error
+        raise InvalidArgument(
+            f"data: got no folder, and the dataset {dataset!r} could not be fetched: {error}"
+        ) from error
 
 
 def _column(dataset: str, field: str, **wanted: Any) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from everlearn.evals.results import compute_clock
 from everlearn.train.trainer import make_optimizer
 
 __all__ = ["Batch", "Fitted", "PeakMemory", "Recipe", "cross_entropy", "device", "fit", "parameters", "score"]
@@ -71,7 +71,8 @@ class Batch(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What training made: ``score`` is that of the best check (None: it diverged, or there was none)."""
+    """What training made; ``seconds`` are of computing, without checks; ``loss`` is None where it diverged, ``score``
+    is that of the best check (None: it diverged, or there was none)."""
 
     steps: int
     tokens: int
@@ -109,13 +110,13 @@ def fit(
         enough: a score that ends the training.
         tell: called with the share of the training that is done.
     """
-    where = device()
+    where, clock = device(), compute_clock()
     model.to(where).train()
     optimizer, steps, tokens, seconds, last = None, 0, 0, 0.0, None
     best: tuple[tuple[float, ...], dict[str, Tensor]] | None = None
     marks = {round(recipe.steps * (i + 1) / recipe.checks) for i in range(recipe.checks)}
     for step in range(recipe.steps):
-        began = time.perf_counter()
+        began = clock()
         batch = batches(step)
         batch = type(batch)(*(part.to(where) for part in batch))
         if optimizer is None:
@@ -134,7 +135,7 @@ def fit(
         optimizer.step()
         optimizer.zero_grad()
         steps, tokens = step + 1, tokens + batch.inputs.numel()
-        seconds += time.perf_counter() - began
+        seconds += clock() - began
         if steps in marks:
             tell(steps / recipe.steps)
         if validate is not None and steps in marks:
