@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from everlearn.evals.fitting import IGNORED
 from everlearn.evals.mad_tasks import TASKS, examples, fixed_map, settings
-from everlearn.evals.training import IGNORED
 
 CASES = [(task, name) for task in TASKS for name in ("baseline", list(settings(task))[1], list(settings(task))[-1])]
 

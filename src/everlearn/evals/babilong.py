@@ -17,12 +17,12 @@ import torch
 
 from everlearn.errors import InvalidArgument
 from everlearn.evals.contestants import Size, make
+from everlearn.evals.fitting import Recipe, fit, parameters
 from everlearn.evals.language import encode, sentences, tokenizer
 from everlearn.evals.long_context import Costs, ask
 from everlearn.evals.niah import LEVELS, Lesson, lesson, teach, two_losses
 from everlearn.evals.sources import BABI_TASKS, Babi, Sources
 from everlearn.evals.suite import Job, Measure, Outcome, Suite
-from everlearn.evals.training import Recipe, fit, parameters
 
 __all__ = ["BABILONG", "LABELS", "Budget", "context", "is_right"]
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from everlearn.evals.contestants import Size, make
+from everlearn.evals.fitting import IGNORED, Batch, Recipe, fit, parameters, score
 from everlearn.evals.formal_languages import LANGUAGES, Language, Sample, window
 from everlearn.evals.suite import Job, Measure, Outcome, Suite
-from everlearn.evals.training import IGNORED, Batch, Recipe, fit, parameters, score
 
 __all__ = ["BINS", "FORMAL", "Budget", "batches", "pad"]
 

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
 from everlearn.evals.contestants import Size, make
+from everlearn.evals.fitting import IGNORED, Batch, Recipe, device, fit, parameters
 from everlearn.evals.language import books_tokens, encode, tokenizer
 from everlearn.evals.sources import Sources
 from everlearn.evals.suite import Job, Measure, Outcome, Suite
-from everlearn.evals.training import IGNORED, Batch, Recipe, device, fit, parameters
 
 __all__ = ["LM", "Budget", "log_likelihoods", "negative_log_likelihood", "run"]
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from everlearn.evals.fitting import PeakMemory, device
 from everlearn.evals.suite import Measure
-from everlearn.evals.training import PeakMemory, device
 
 __all__ = ["Costs", "Reading", "answer", "ask", "read"]
 

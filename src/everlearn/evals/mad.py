@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everlearn.evals.contestants import Size, make
+from everlearn.evals.fitting import Batch, Recipe, cross_entropy, fit, parameters, score
 from everlearn.evals.mad_tasks import TASKS, examples, settings
 from everlearn.evals.suite import Job, Measure, Outcome, Suite
-from everlearn.evals.training import Batch, Recipe, cross_entropy, fit, parameters, score
 
 __all__ = ["MAD", "AutoEncoder", "Budget"]
 

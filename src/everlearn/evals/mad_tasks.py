@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from everlearn.evals.training import IGNORED, Batch
+from everlearn.evals.fitting import IGNORED, Batch
 
 __all__ = ["MAD_SEED", "TASKS", "Setting", "examples", "settings"]
 

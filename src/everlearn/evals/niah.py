@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from everlearn.evals.contestants import Size, make
+from everlearn.evals.fitting import IGNORED, Recipe, fit, parameters
 from everlearn.evals.language import encode, sentences, tokenizer
 from everlearn.evals.long_context import Costs, ask
 from everlearn.evals.niah_prompts import ADJECTIVES, NIAH_TASKS, NOUNS, Prompt, make_prompt, share_found
 from everlearn.evals.sources import Sources
 from everlearn.evals.suite import Job, Measure, Outcome, Suite
-from everlearn.evals.training import IGNORED, Recipe, fit, parameters
 
 __all__ = ["LEVELS", "NIAH", "Budget", "Lesson", "lesson", "two_losses"]
 

@@ -23,8 +23,8 @@ import torch
 
 from everlearn.errors import InvalidArgument
 from everlearn.evals.contestants import Contestant, choose
+from everlearn.evals.fitting import PeakMemory
 from everlearn.evals.results import Results, Row, duration, provenance, spread
-from everlearn.evals.training import PeakMemory
 
 __all__ = ["COLUMNS", "TUNING_SEED", "Job", "Measure", "Outcome", "Suite", "run_suite"]
 

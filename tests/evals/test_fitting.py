@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from everlearn.evals.contestants import Size, choose, make
+from everlearn.evals.fitting import IGNORED, Batch, PeakMemory, Recipe, cross_entropy, fit, parameters, score
 from everlearn.evals.niah import lesson
-from everlearn.evals.training import IGNORED, Batch, PeakMemory, Recipe, cross_entropy, fit, parameters, score
 
 SIZE = Size(16, 1, 2, 16, {"chunk_size": 4}, (1, 64))
 
