@@ -1,6 +1,6 @@
-"""Step time of the optimisers on a set of matrices, as a ratio to AdamW's in the same run.
+"""Step time of the optimisers on a set of matrices, as ratios to AdamW's and torch's own Muon's in the same run.
 
-    python benchmarks/optim_step.py --out docs/results/speed
+    python -m benchmarks.optim_step --out docs/results/speed
 
 The set is that of a transformer (four square projections and three of a SwiGLU a layer), 50M parameters by default.
 Rounds are interleaved, so that a busy machine slows all alike; the median of each is reported.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from everlearn.evals.optim import provenance, write_json
+from everlearn.evals.results import compute_clock, provenance, write_json
 from everlearn.optim import DMGD, M3, DeltaMomentum, Muon
 
 
@@ -40,7 +39,9 @@ def contenders() -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
         "delta_momentum": lambda p: DeltaMomentum(p, lr=1e-4),
         "dmgd": lambda p: DMGD(p, lr=1e-4),
         "muon": lambda p: Muon(p, lr=1e-4),
+        "muon_bf16": lambda p: Muon(p, lr=1e-4, ns_dtype=torch.bfloat16),
         "m3": lambda p: M3(p, lr=1e-4),
+        "m3_bf16": lambda p: M3(p, lr=1e-4, ns_dtype=torch.bfloat16),
     }
     if hasattr(torch.optim, "Muon"):
         kinds["torch_muon"] = lambda p: torch.optim.Muon(p, lr=1e-4)
@@ -48,15 +49,16 @@ def contenders() -> dict[str, Callable[[list[nn.Parameter]], Optimizer]]:
 
 
 def measure(parameters: float, hidden_size: int, rounds: int, names: list[str]) -> list[dict[str, object]]:
-    """Return one row an optimiser: median seconds a step and their ratio to AdamW's."""
+    """Return a row for each optimiser and reference: median seconds a step and their ratio to the reference's."""
+    clock = compute_clock()
     optimizers = {name: make(matrices(parameters, hidden_size)) for name, make in contenders().items() if name in names}
     seconds: dict[str, list[float]] = {name: [] for name in optimizers}
     for turn in range(rounds + 1):
         for name, optimizer in optimizers.items():
-            began = time.perf_counter()
+            began = clock()
             optimizer.step()
             if turn:  # the first round builds the state
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     size = sum(p.numel() for p in matrices(parameters, hidden_size))
     return [
@@ -64,8 +66,8 @@ def measure(parameters: float, hidden_size: int, rounds: int, names: list[str]) 
             "task": "optim_step",
             "model": name,
             "seed": 0,
-            "metric": "step_time_ratio_to_adamw",
-            "value": value / median["adamw"],
+            "metric": f"step_time_ratio_to_{reference}",
+            "value": value / median[reference],
             "parameters": size,
             "tokens": 0,
             "steps": rounds,
@@ -73,6 +75,8 @@ def measure(parameters: float, hidden_size: int, rounds: int, names: list[str]) 
             "hidden_size": hidden_size,
             **provenance(),
         }
+        for reference in ("adamw", "torch_muon")
+        if reference in median
         for name, value in median.items()
     ]
 
@@ -89,9 +93,7 @@ def main() -> None:
     rows = measure(options.parameters, options.hidden_size, options.rounds, ["adamw", *options.optimizers])
     write_json(options.out / "optim_step.json", rows)
     for row in rows:
-        print(
-            f"{row['model']:16} {row['seconds']:9.4f} s {row['value']:8.1f} x AdamW, {row['parameters']:,} parameters"
-        )
+        print(f"{row['model']:16} {row['seconds']:9.4f} s a step   {row['metric']} {row['value']:8.2f}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ RATES = {"dgd": 0.1, "delta_momentum": 0.1, "dmgd": 0.05, "muon": 0.02, "m3": 0.
 VARIANTS = {
     "delta_momentum": [{"keys": "gradient"}],
     "dmgd": [{"hidden_size": 2}],
-    "muon": [{"nesterov": False, "weight_decay": 0.1}],
+    "muon": [{"nesterov": False, "weight_decay": 0.1, "ns_dtype": torch.bfloat16}],
     "m3": [{"form": "printed", "scale": "absolute", "frequency": 3, "lr": 1e-3}, {"frequency": 2, "alpha": 1.0}],
     "dgd": [{"weight_decay": 0.01}],
     "multi_frequency": [{"tokens_per_step": 4, "reduction": "mean"}],

@@ -47,6 +47,37 @@ def test_m3_applies_the_pure_step():
     torch.testing.assert_close(p.detach(), start, rtol=1e-4, atol=1e-5)
 
 
+@needs_torch_muon
+@pytest.mark.parametrize("shape", [(8, 8), (6, 16), (16, 6)])
+def test_muon_in_bfloat16_is_nearer_to_torch_muon(shape):
+    start = torch.randn(*shape)
+    moved = {}
+    for name in (None, torch.bfloat16, "torch"):
+        p = nn.Parameter(start.clone())
+        optimizer = (
+            torch.optim.Muon([p], lr=0.1, weight_decay=0.0) if name == "torch" else Muon([p], lr=0.1, ns_dtype=name)
+        )
+        p.grad = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+        moved[name] = p.detach() - start
+    low = (moved[torch.bfloat16] - moved["torch"]).norm()
+    assert low < 0.01 * moved["torch"].norm()
+    assert (moved[None] - moved[torch.bfloat16]).norm() > 0
+
+
+def test_m3_in_bfloat16_takes_nearly_the_same_steps():
+    runs = []
+    for dtype in (None, torch.bfloat16):
+        p = nn.Parameter(torch.ones(6, 5))
+        optimizer = M3([p], lr=0.1, frequency=2, ns_dtype=dtype)
+        for g in torch.randn(5, 6, 5, generator=torch.Generator().manual_seed(0)):
+            p.grad = g
+            optimizer.step()
+        runs.append(p.detach() - 1)
+    assert 0 < (runs[0] - runs[1]).norm() < 0.03 * runs[0].norm()
+    assert optimizer.state[p]["slow_direction"].dtype == torch.float32
+
+
 def test_m3_without_slow_weight_ignores_the_slow_memory():
     runs = []
     for frequency in (1, 5):

@@ -173,15 +173,17 @@ def muon_step(
     beta: float,
     nesterov: bool = True,
     steps: int = MUON_STEPS,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, MomentumState]:
     """Muon: the Newton-Schulz output of linear momentum, scaled by ``sqrt(max(1, out / in))`` (Jordan et al. 2024).
 
     ``m' = b m + (1 - b) G``; orthogonalise ``b m' + (1 - b) G`` with Nesterov's look-ahead, else ``m'``.
+    ``steps`` and ``dtype`` are those of :func:`everlearn.ops.newton_schulz.newton_schulz`.
     """
     momentum = torch.lerp(state.momentum, gradient, 1 - beta)
     ahead = torch.lerp(gradient, momentum, beta) if nesterov else momentum
     scale = max(1.0, gradient.shape[-2] / gradient.shape[-1]) ** 0.5
-    return scale * newton_schulz(ahead, steps=steps), MomentumState(momentum)
+    return scale * newton_schulz(ahead, steps=steps, dtype=dtype), MomentumState(momentum)
 
 
 def m3_step(
@@ -196,6 +198,7 @@ def m3_step(
     form: str = "decayed",
     scale: str = "relative",
     steps: int = MUON_STEPS,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, M3State]:
     """Multi-scale momentum Muon (Algorithm 1): a fast memory each step, a slow one every ``frequency`` steps.
 
@@ -216,16 +219,17 @@ def m3_step(
             shrink. ``"relative"``: ``D^2 = V / mean(V) + b2^t``, with the bias-corrected mean over the matrix, so that
             an empty V counts as uniform; times ``sqrt(max(1, out / in))``, so that a rate means what it means to Muon.
         steps: Newton-Schulz iterations.
+        dtype: their precision; by default that of the gradient.
     """
     fast_beta, second_beta, slow_beta = betas
     slow, pending, slow_direction = state.slow, state.pending, state.slow_direction
     if step > 0 and step % frequency == 0:
         slow = _remember(slow, pending, slow_beta, form)
-        slow_direction = newton_schulz(slow, steps=steps)
+        slow_direction = newton_schulz(slow, steps=steps, dtype=dtype)
         pending = torch.zeros_like(pending)
     fast = _remember(state.fast, gradient, fast_beta, form)
     second = _remember(state.second, gradient.square(), second_beta, form)
-    direction = torch.add(newton_schulz(fast, steps=steps), slow_direction, alpha=alpha)
+    direction = torch.add(newton_schulz(fast, steps=steps, dtype=dtype), slow_direction, alpha=alpha)
     unseen = second_beta ** (step + 1) if form == "decayed" else 0.0
     if scale == "absolute":
         spread = (second / (1 - unseen)).sqrt()

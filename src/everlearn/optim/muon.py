@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from everlearn.errors import InvalidArgument
@@ -21,6 +22,7 @@ class Muon(MatrixOptimizer):
         momentum: retention of the memory.
         nesterov: look ahead by one step.
         ns_steps: Newton-Schulz iterations.
+        ns_dtype: their precision, that of the weights by default; ``torch.bfloat16`` is faster where hardware has it.
         weight_decay: decoupled.
         adamw_lr: rate of vectors, embeddings and heads.
 
@@ -38,18 +40,20 @@ class Muon(MatrixOptimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = MUON_STEPS,
+        ns_dtype: torch.dtype | None = None,
         weight_decay: float = 0.0,
         adamw_lr: float = ADAMW_LR,
     ) -> None:
         check_range("momentum", momentum, 0.0, 1.0)
         check_range("ns_steps", ns_steps, 0)
         options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+        options["ns_dtype"] = ns_dtype
         super().__init__(params, {**options, "weight_decay": weight_decay}, adamw_lr)
 
     def direction(self, gradient: Tensor, state: Any, group: dict[str, Any], step: int) -> tuple[Tensor, Any]:
         """Return the orthogonalised momentum."""
-        beta, nesterov, steps = group["momentum"], group["nesterov"], group["ns_steps"]
-        return muon_step(gradient, state, beta=beta, nesterov=nesterov, steps=steps)
+        beta, steps, dtype = group["momentum"], group["ns_steps"], group["ns_dtype"]
+        return muon_step(gradient, state, beta=beta, nesterov=group["nesterov"], steps=steps, dtype=dtype)
 
 
 class M3(MatrixOptimizer):
@@ -66,6 +70,7 @@ class M3(MatrixOptimizer):
         eps: added to the denominator.
         form: ``"decayed"`` exponential averages, or ``"printed"`` undecayed sums as in Algorithm 1.
         scale: denominator ``"relative"`` to its mean over the matrix, or ``"absolute"`` as in Algorithm 1.
+        ns_dtype: precision of Newton-Schulz, as for :class:`Muon`.
         weight_decay: decoupled.
         adamw_lr: rate of vectors, embeddings and heads.
 
@@ -86,6 +91,7 @@ class M3(MatrixOptimizer):
         eps: float = 1e-8,
         form: str = "decayed",
         scale: str = "relative",
+        ns_dtype: torch.dtype | None = None,
         weight_decay: float = 0.0,
         adamw_lr: float = ADAMW_LR,
     ) -> None:
@@ -98,11 +104,10 @@ class M3(MatrixOptimizer):
         if form not in M3_FORMS or scale not in M3_SCALES:
             raise InvalidArgument(f"form, scale: got {form!r}, {scale!r}, expected one of {M3_FORMS}, of {M3_SCALES}")
         options = {"betas": tuple(betas), "alpha": alpha, "frequency": frequency, "eps": eps}
-        super().__init__(
-            params, {"lr": lr, **options, "form": form, "scale": scale, "weight_decay": weight_decay}, adamw_lr
-        )
+        options |= {"form": form, "scale": scale, "ns_dtype": ns_dtype}
+        super().__init__(params, {"lr": lr, **options, "weight_decay": weight_decay}, adamw_lr)
 
     def direction(self, gradient: Tensor, state: Any, group: dict[str, Any], step: int) -> tuple[Tensor, Any]:
         """Return both orthogonalised memories over the second moment."""
         options = {name: group[name] for name in ("betas", "alpha", "frequency", "eps", "form", "scale")}
-        return m3_step(gradient, state, step=step, **options)
+        return m3_step(gradient, state, step=step, dtype=group["ns_dtype"], **options)
