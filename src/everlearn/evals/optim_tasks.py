@@ -190,14 +190,14 @@ class ByteLM(Problem):
     """Next-byte prediction on books by a small HOPE (self-modifying memories and SwiGLU); batches of 4 x 128 bytes.
 
     Of ``data/books`` where there is such a folder, else of ``data``, the last tenth of every text is held out: its
-    first half for tuning (32 windows evenly spaced), its second half for the result (128 windows).
+    first half for tuning (16 windows evenly spaced), its second half for the result (64 windows).
     """
 
     tokens_per_step = 4 * 128
 
     def __init__(self, seed: int, steps: int, data: Path) -> None:
         self.train, validation, test = _load_bytes(Path(data))
-        self.validation, self.test = _windows(validation, 32), _windows(test, 128)
+        self.validation, self.test = _windows(validation, 16), _windows(test, 64)
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         memory = {"width": 16, "recompute": False}
