@@ -106,6 +106,19 @@ def test_left_padding_changes_nothing(model):
         torch.testing.assert_close(next_logits[row], alone[-3:])
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_a_short_padded_call_continues_the_sequence(model, length):
+    """The convolution reaches back beyond a masked call into what came before it."""
+    ids, more = tokens(), torch.randint(0, 31, (2, length))
+    mask = torch.ones(2, 13 + length, dtype=torch.long)
+    mask[0, 13 : 12 + length] = 0
+    cache = model(ids, use_cache=True).past_key_values
+    logits = model(more, attention_mask=mask, past_key_values=cache).logits
+    torch.testing.assert_close(logits[1], model(torch.cat((ids, more), dim=1)).logits[1, 13:])
+    one = model(torch.cat((ids[:1], more[:1, -1:]), dim=1)).logits[0, -1]
+    torch.testing.assert_close(logits[0, -1], one)
+
+
 @pytest.mark.parametrize("given", ["position_ids", "document_ids"])
 def test_packed_documents_are_apart(model, given):
     ids = tokens(batch=1)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from everlearn.memories.self_modifying_plan import Plan
+from everlearn.memories.self_modifying_plan import FAR, Plan
 
 __all__ = ["Context", "MixerState", "Ranks", "visible_keys"]
 
@@ -49,9 +49,6 @@ class Ranks:
     count: Tensor
     age: Tensor
     last_age: Tensor
-
-
-FAR = 1 << 30
 
 
 @dataclass

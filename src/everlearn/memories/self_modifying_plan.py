@@ -13,7 +13,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "Piece", "Plan", "make_plan"]
+__all__ = ["FAR", "Layout", "Piece", "Plan", "make_plan"]
+
+FAR = 1 << 30
+"""More tokens than any convolution looks back."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _laid_out(
         return table.scatter(1, index, values)[:, :slots]
 
     valid = to_slots(real.int(), 0).bool()
-    age = torch.where(in_first, length, place)  # what came before the call is in the convolution's state
+    age = torch.where(in_first, FAR, place)  # what came before the call is in the convolution's state
     begins_at = to_slots(begin.int(), 0).bool()
     slot = torch.zeros_like(order).scatter(1, order, slot_of_rank)
     layout = Layout(to_slots(order, 0), valid, to_slots(age, 0), slot.clamp(max=max(slots - 1, 0)), kept, offset, last)
