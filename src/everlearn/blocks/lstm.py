@@ -11,39 +11,40 @@ from everlearn.blocks.state import TensorState
 __all__ = ["Lstm"]
 
 
-class Lstm(nn.Module):
-    """One ``nn.LSTM`` layer, ``[B, T, hidden_size] -> [B, T, hidden_size]``, forget gates starting open (bias 1)."""
+class Lstm(nn.LSTM):
+    """One layer of ``nn.LSTM``, ``[B, T, hidden_size] -> [B, T, hidden_size]``, its forget gates starting open."""
 
     def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.cell = nn.LSTM(hidden_size, hidden_size, batch_first=True)
+        super().__init__(hidden_size, hidden_size, batch_first=True)
 
     def draw(self) -> dict[str, Tensor]:
-        """New parameters by name: torch's uniform draw, a forget bias of 1."""
-        size = self.cell.hidden_size
-        values = {}
-        for name, parameter in self.cell.named_parameters():
-            values[f"cell.{name}"] = (2 * torch.rand(parameter.shape) - 1) * size**-0.5
-        values["cell.bias_ih_l0"] = torch.zeros(4 * size)
-        values["cell.bias_hh_l0"] = torch.cat((torch.zeros(size), torch.ones(size), torch.zeros(2 * size)))
-        return values
+        """New parameters by name: torch's uniform draw for the weights, a forget bias of 1, no other biases."""
+        size = self.hidden_size
+        uniform = {name: (2 * torch.rand(p.shape) - 1) * size**-0.5 for name, p in self.named_parameters()}
+        forget = torch.cat((torch.zeros(size), torch.ones(size), torch.zeros(2 * size)))
+        return {**uniform, "bias_ih_l0": torch.zeros(4 * size), "bias_hh_l0": forget}
 
-    def forward(self, x: Tensor, state: TensorState | None, context: Context) -> tuple[Tensor, TensorState]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: TensorState | None, context: Context
+    ) -> tuple[Tensor, TensorState]:
         """Run over ``x``; token by token where some are masked or begin a document."""
-        zero = x.new_zeros(1, x.shape[0], x.shape[2])
-        # cells run over [layers = 1, B, hidden_size]
+        zero = x.new_zeros(1, x.shape[0], x.shape[2])  # [layers = 1, B, hidden_size]
         now = (zero, zero) if state is None else (state["hidden"].unsqueeze(0), state["cell"].unsqueeze(0))
         if context.mask is None and context.starts is None:
-            y, (hidden, cell) = self.cell(x, now)
-            return y, TensorState({"hidden": hidden.squeeze(0), "cell": cell.squeeze(0)})
+            y, now = super().forward(x, now)
+            return y, TensorState({"hidden": now[0].squeeze(0), "cell": now[1].squeeze(0)})
         outs = []
         for t in range(x.shape[1]):
             if context.starts is not None:
-                now = tuple(torch.where(context.starts[:, t, None], 0.0, z) for z in now)
-            out, after = self.cell(x[:, t : t + 1], now)
+                now = _choose(context.starts[:, t], (zero, zero), now)
+            out, after = super().forward(x[:, t : t + 1], now)
             if context.mask is not None:
-                after = tuple(torch.where(context.mask[:, t, None], new, old) for new, old in zip(after, now))
+                after = _choose(context.mask[:, t], after, now)
             now = after
             outs.append(out)
-        hidden, cell = now
-        return torch.cat(outs, dim=1), TensorState({"hidden": hidden.squeeze(0), "cell": cell.squeeze(0)})
+        return torch.cat(outs, dim=1), TensorState({"hidden": now[0].squeeze(0), "cell": now[1].squeeze(0)})
+
+
+def _choose(rows: Tensor, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """``a`` in the given batch rows ``[B]``, ``b`` in the rest."""
+    return torch.where(rows[:, None], a[0], b[0]), torch.where(rows[:, None], a[1], b[1])

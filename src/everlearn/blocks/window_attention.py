@@ -60,7 +60,7 @@ class WindowAttention(nn.Module):
         """Number of the document of every key ``[B, S]``, that of the state being 0; -1 where there is none to see."""
         before = torch.where(back > 0, 0, -1)
         if ranks is None:
-            return torch.cat((before, torch.zeros_like(back[:, :1]).expand(-1, length)), dim=1)
+            return torch.cat((before, before.new_zeros(before.shape[0], length)), dim=1)
         document = (ranks.age == 0).long().cumsum(1)
         kept = torch.arange(length, device=back.device) < ranks.count[:, None]
         return torch.cat((before, torch.where(kept, document, -1)), dim=1)

@@ -24,7 +24,7 @@ from everlearn.errors import InvalidArgument
 from everlearn.memories.matrix import Params
 from everlearn.memories.self_modifying_chunk import Gates, Inputs, memorize, project, recompute
 from everlearn.memories.self_modifying_config import SelfModifyingConfig
-from everlearn.memories.self_modifying_plan import Layout, Piece, Plan, make_plan
+from everlearn.memories.self_modifying_plan import Piece, Plan, make_plan
 from everlearn.memories.self_modifying_state import SelfModifyingState
 from everlearn.ops.causal_conv import causal_conv
 
@@ -160,7 +160,7 @@ class SelfModifyingMemory(nn.Module):
             if self.norm_weight is not None:
                 y = y * self.norm_weight
             if plan.layout is not None:
-                y = _from_slots(y, plan.layout)
+                y = plan.layout.from_slots(y)
         return self.out_proj(y.to(x.dtype)), state.replace(conv=conv, position=plan.position)
 
     def _check(self, x: Tensor, state: SelfModifyingState | None) -> None:
@@ -183,9 +183,7 @@ class SelfModifyingMemory(nn.Module):
         if layout is None:
             padded = torch.cat((history, x), dim=1)
             return F.silu(causal_conv(padded, self.conv_weight)), padded[:, padded.shape[1] - taps + 1 :]
-        index = layout.source.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        slots = torch.where(layout.valid.unsqueeze(-1), x.gather(1, index), 0.0)
-        padded = F.pad(slots, (0, 0, taps - 1, 0))
+        padded = F.pad(layout.to_slots(x), (0, 0, taps - 1, 0))
         behind = torch.arange(taps - 1, device=x.device)
         places = (layout.offset[:, None] + behind).unsqueeze(-1).expand(-1, -1, x.shape[-1])
         room = F.pad(padded, (0, 0, 0, max(0, int(layout.offset.max()) - plan.slots)))
@@ -337,9 +335,3 @@ def _where(rows: Tensor, yes: _Carry, no: _Carry) -> _Carry:
         return torch.where(mask.view(-1, *[1] * (b.dim() - 1)), a, b)
 
     return yes.zip(no, choose)
-
-
-def _from_slots(y: Tensor, layout: Layout) -> Tensor:
-    """Back from slots to tokens, zero where a token was masked."""
-    out = y.gather(1, layout.slot.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
-    return torch.where(layout.kept.unsqueeze(-1), out, 0.0)

@@ -58,6 +58,16 @@ class Layout:
     offset: Tensor
     last: Tensor
 
+    def to_slots(self, x: Tensor) -> Tensor:
+        """Tokens ``[B, T, D]`` in their slots ``[B, L, D]``, zero where a slot holds none."""
+        slots = x.gather(1, self.source.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return torch.where(self.valid.unsqueeze(-1), slots, 0.0)
+
+    def from_slots(self, y: Tensor) -> Tensor:
+        """Back from slots to tokens, zero where a token was masked."""
+        out = y.gather(1, self.slot.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
+        return torch.where(self.kept.unsqueeze(-1), out, 0.0)
+
 
 @dataclass(frozen=True)
 class Plan:

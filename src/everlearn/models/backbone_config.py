@@ -24,7 +24,8 @@ class BackboneConfig(PreTrainedConfig):
         intermediate_size: width of the feed-forward network, all its levels together; None is 8/3 of ``hidden_size``.
         mixer: the sequence mixer of every layer, a key of ``mixers.MIXERS``; several names with spaces between them
             take turns; or a list with one name a layer.
-        chunk_size: chunk of the self-modifying memories; None is the default of :class:`SelfModifyingConfig`.
+        chunk_size: chunk of the self-modifying and of Titans' memories; None is the default of
+            :class:`SelfModifyingConfig`.
         projection_chunk_size: chunk of their projections' memories; None is ``chunk_size``.
         memory: every other field of :class:`SelfModifyingConfig` that differs from its default.
         mixer_options: for each mixer by its name, the options of its class that differ from their defaults, such as

@@ -13,6 +13,7 @@ from everlearn.blocks.hope import SelfModifyingMixer
 from everlearn.blocks.lstm import Lstm
 from everlearn.blocks.recurrent import DeltaNet, GatedDeltaNet, LinearAttention, Retention
 from everlearn.blocks.ssd import StateSpace
+from everlearn.blocks.titans import MemoryAsContext, TitansMixer
 from everlearn.blocks.window_attention import WindowAttention
 from everlearn.errors import InvalidArgument
 
@@ -31,6 +32,8 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "delta": DeltaNet,
     "gated-delta": GatedDeltaNet,
     "ssd": StateSpace,
+    "titans": TitansMixer,
+    "titans-mac": MemoryAsContext,
     "lstm": Lstm,
 }
 
@@ -41,6 +44,7 @@ def _given(config: BackboneConfig) -> dict[str, Any]:
         "config": config.memory_config(),
         "hidden_size": config.hidden_size,
         "num_heads": config.num_attention_heads,
+        "chunk_size": config.chunk_size,
         "rope_theta": config.rope_theta,
         "eps": config.rms_norm_eps,
     }

@@ -22,6 +22,7 @@ from everlearn.models.linear_attention import LinearAttentionConfig
 from everlearn.models.lstm import LstmConfig
 from everlearn.models.retnet import RetNetConfig
 from everlearn.models.samba import SambaConfig
+from everlearn.models.titans import TitansConfig
 from everlearn.models.transformer import TransformerConfig
 
 __all__ = ["FAMILIES", "build", "count_parameters", "family_config", "family_name"]
@@ -29,6 +30,10 @@ __all__ = ["FAMILIES", "build", "count_parameters", "family_config", "family_nam
 
 def _hope_attention(**fields: Any) -> HopeConfig:
     return HopeConfig(**{"mixer": "attention", "cms_periods": [1, 8192], **fields})
+
+
+def _titans_mac(**fields: Any) -> TitansConfig:
+    return TitansConfig(**{"mixer": "titans-mac", **fields})
 
 
 # name -> its configuration from keyword fields
@@ -39,6 +44,8 @@ FAMILIES: dict[str, Callable[..., BackboneConfig]] = {
     "retnet": RetNetConfig,
     "deltanet": DeltaNetConfig,
     "gated-deltanet": GatedDeltaNetConfig,
+    "titans": TitansConfig,
+    "titans-mac": _titans_mac,
     "samba": SambaConfig,
     "linear-attention": LinearAttentionConfig,
     "lstm": LstmConfig,
