@@ -74,7 +74,7 @@ class Budget:
 
 BUDGETS = {
     "tiny": Budget({"surface": 20, "orthogonal": 20, "digits": 10, "lm": 3}, rates=1, points=2),
-    "small": Budget({"surface": 300, "orthogonal": 400, "digits": 300, "lm": 120}, rates=5),
+    "small": Budget({"surface": 300, "orthogonal": 400, "digits": 300, "lm": 80}, rates=4),
     "paper": Budget({"surface": 1000, "orthogonal": 1000, "digits": 1000, "lm": 3000}, rates=7),
 }
 
