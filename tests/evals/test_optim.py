@@ -31,7 +31,8 @@ def text_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def two_contenders(monkeypatch):
     monkeypatch.setattr(evaluation, "CONTENDERS", {name: CONTENDERS[name] for name in ("adamw", "muon")})
-    monkeypatch.setitem(BUDGETS, "tiny", Budget({"surface": 4, "orthogonal": 4, "digits": 3, "lm": 2}, 2, points=2))
+    steps = {"surface": 4, "orthogonal": 4, "digits": 3, "lm": 2}
+    monkeypatch.setitem(BUDGETS, "tiny", Budget(steps, rates=dict.fromkeys(steps, 2), points=2))
 
 
 @pytest.fixture
@@ -66,8 +67,7 @@ def test_run_writes_rows_tables_and_plots(tmp_path, text_folder, two_contenders)
         assert (out / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (out / f"{stem}.svg").read_text()
     table = (out / "optim.md").read_text()
-    assert "Each optimiser tried 2 rates" in table
-    assert "## orthogonal, 4 steps" in table
+    assert "## orthogonal: 4 steps, 2 rates each" in table
     assert all("(lowest)" in line or "(highest)" in line for line in table.splitlines() if line.startswith("| muon"))
 
 
