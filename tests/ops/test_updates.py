@@ -340,6 +340,14 @@ def test_dgd_minimises_the_proximal_objective():
     torch.testing.assert_close(grad(objective)(best), torch.zeros(2, 4, dtype=F64), rtol=0, atol=1e-12)
 
 
+def test_dgd_settles_at_half_the_target_of_a_squared_error():
+    x, w, target = randn(40, 4), randn(3, 4), randn(3, 4)
+    gram = x.mT @ x / 40
+    for _ in range(400):
+        w = dgd_step(w, (w - target) @ gram, gram, eta=0.5)
+    torch.testing.assert_close(w, target / 2, rtol=1e-8, atol=1e-10)
+
+
 def test_dgd_tends_to_gradient_descent_at_a_small_rate():
     w, x, g = randn(3, 4), randn(4), randn(3)
     step = (dgd_step(w, torch.outer(g, x), 0 * torch.outer(x, x), eta=1e-3) - w) / -1e-3

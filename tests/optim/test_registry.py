@@ -46,6 +46,15 @@ def test_create_builds_every_name_over_the_groups_of_the_model():
         assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
+def test_embeddings_and_heads_get_adamw_by_name():
+    model = tiny_model()
+    for name in ("muon", "dgd"):
+        groups = create(name, model).param_groups
+        rule = {id(p): group["rule"] for group in groups for p in group["params"]}
+        assert rule[id(model.model.embed_tokens.weight)] == rule[id(model.lm_head.weight)] == "adamw"
+        assert rule[id(model.model.layers[0].mlp.up_proj.weight)] == "matrix"
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(InvalidArgument, match="expected one of"):
         by_name("m4")

@@ -252,7 +252,8 @@ def dgd_step(
         W' = argmin_W  1/2 E|W x + g|^2 + 1/(2 eta) |W - W_t|^2 = (W_t - eta E[g x^T]) (I + eta E[x x^T])^-1
 
     For one token this is ``W_t (I - eta' x x^T) - eta' g x^T`` with ``eta' = eta / (1 + eta |x|^2)``, exact for any
-    ``|x|``; no rate makes it diverge.
+    ``|x|``; no rate makes it diverge. It settles where ``E[g x^T] = -W E[x x^T]``, at a minimum of
+    ``loss + 1/2 E|W x|^2``: of a squared error, with ``W x`` at half the target.
 
     Args:
         weight: W_t.
