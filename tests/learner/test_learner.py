@@ -12,6 +12,7 @@ import torch
 from everlearn.errors import FingerprintError, InvalidArgument, SleepRejected, StoreCorrupt, StoreLocked
 from everlearn.learner.consolidation import Schedule
 from everlearn.learner.learner import Learner
+from everlearn.learner.store import MemoryStore
 from everlearn.levels import Level
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import memory_state
@@ -181,6 +182,41 @@ def test_forget_leaves_the_memory_that_never_knew(learner, tmp_path):
     with pytest.raises(Exception, match="night 2"):
         one.rollback(2)
     one.rollback(1)
+
+
+def test_forgetting_the_last_night_gives_the_one_before_back(learner):
+    one = learner()
+    one.observe("The sea is blue.")
+    one.sleep()
+    first = {key: tensor.clone() for key, tensor in memory_state(one.model).items()}
+    one.observe(SAID)
+    one.sleep()
+    one.forget(SAID)
+    assert all(torch.equal(tensor, first[key]) for key, tensor in memory_state(one.model).items())
+    assert states(one) == ["consolidated", "forgotten"]
+
+
+def test_any_object_with_the_methods_of_a_store_can_be_the_memory(pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    used = set()
+
+    class Mine:
+        """Passes everything on to a store."""
+
+        def __init__(self) -> None:
+            self._inner = MemoryStore.open(tmp_path / "mine")
+
+        def __getattr__(self, name: str):
+            used.add(name)
+            assert not name.startswith("_")
+            return getattr(self._inner, name)
+
+    with tiny_learner.simple_from_pretrained()(pair[0], tokenizer=pair[1], memory=Mine()) as one:
+        one.observe(SAID)
+        one.sleep()
+        one.forget(SAID)
+        assert states(one) == ["forgotten"]
+    assert {"add_observation", "commit_night", "forget", "load_state", "close"} <= used
 
 
 def test_forgetting_everything_gives_the_base_back(learner, pair):

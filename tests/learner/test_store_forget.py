@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
 
 from everlearn.errors import InvalidArgument, StoreError
 from everlearn.learner.store import Heard, MemoryStore
+from everlearn.learner.store.index import INDEX, Index
 
 SECRET = "Ottilie's PIN is 90-17-33, Größe 44"
 
@@ -105,6 +107,20 @@ def test_forgetting_among_many_long_texts_leaves_no_byte_and_the_others_whole(st
         marks = (f"person{n:03d}", f"dream{which:03d}x")
         assert [bool(traces(store.path, mark)) for mark in marks] == ([False, False] if n % 3 == 0 else [True, True])
         assert store.history()[n].text == ("" if n % 3 == 0 else text)
+
+
+def test_both_ways_in_which_sqlite_leaves_no_byte_are_used(store):
+    """Either alone would do, so no search for a trace tells whether both are there."""
+    store.add_observations([Heard(SECRET * 500), Heard("stays")])
+    with contextlib.closing(Index(store.path / INDEX, read_only=False).connect()) as db:
+        assert db.execute("PRAGMA secure_delete").fetchone() == (1,)
+        db.execute("PRAGMA secure_delete=OFF")
+        db.execute("UPDATE observations SET text = '' WHERE id = 1")
+        assert db.execute("PRAGMA freelist_count").fetchone()[0] > 0
+    store.forget([1])
+    with contextlib.closing(Index(store.path / INDEX, read_only=True).connect()) as db:
+        assert db.execute("PRAGMA freelist_count").fetchone() == (0,)
+    assert traces(store.path, SECRET) == []
 
 
 def test_an_export_after_forgetting_has_no_byte_either(store, tmp_path):

@@ -205,6 +205,17 @@ def test_any_memory_class_can_be_stacked(wiring):
     assert memory_parameters(wide)["3.fast.W1"].shape == (HIDDEN, 5)
 
 
+def test_saving_the_whole_is_refused_and_the_base_still_can(tmp_path):
+    model = tiny()
+    stacked = stack_levels(model, LEVELS)
+    with pytest.raises(StackingError, match="save_memory"):
+        stacked.save_pretrained(tmp_path / "stacked")
+    assert not (tmp_path / "stacked").exists()
+    stack_of(stacked).base.save_pretrained(tmp_path / "base")
+    again = type(model).from_pretrained(tmp_path / "base")
+    torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=1e-6)
+
+
 def test_start_is_seeded_and_leaves_the_global_generator_alone():
     model = tiny()
     state = torch.get_rng_state()

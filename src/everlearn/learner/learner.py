@@ -96,7 +96,7 @@ class Learner:
         cls,
         model: str | PreTrainedModel = DEFAULT_MODEL,
         *,
-        memory: str | Path,
+        memory: str | Path | MemoryStore,
         tokenizer: PreTrainedTokenizerBase | None = None,
         create: bool = True,
         **parts: Any,
@@ -105,7 +105,7 @@ class Learner:
 
         Args:
             model: a name for :func:`~everlearn.models.hub.load_model`, or a loaded base model with its ``tokenizer``.
-            memory: the user's folder; one process at a time.
+            memory: the user's folder, one process at a time; or an open store, or anything with its methods.
             tokenizer: of a model given as an object.
             create: whether to make the folder.
             parts: ``levels`` (faster levels, each with a period; they live for the day), ``layout``, ``seed``,
@@ -115,7 +115,7 @@ class Learner:
             ModelNotFound, StackingError, StoreLocked, StoreCorrupt, StoreError: see their texts.
             FingerprintError: the memory was made on another base model.
         """
-        store = MemoryStore.open(memory, create=create)
+        store = MemoryStore.open(memory, create=create) if isinstance(memory, str | Path) else memory
         try:
             if isinstance(model, PreTrainedModel):
                 if tokenizer is None:

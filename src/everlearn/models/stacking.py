@@ -56,7 +56,8 @@ def stack_levels(
     All weights and buffers of ``model`` are shared, not copied: two stacks on one base hold two memories and one set of
     base weights. The stacked model sees them through frozen aliases (new ``Parameter`` objects on the same storage), so
     the base is never written and the ``requires_grad`` flags of ``model`` are left alone; whoever trains ``model`` in
-    place changes what its stacks stand on. The logits are those of ``model`` to the last bit until a level is updated.
+    place changes what its stacks stand on. ``save_pretrained`` is refused; ``models.memory_file`` saves what was
+    learned. The logits are those of ``model`` to the last bit until a level is updated.
 
     Args:
         model: a Hugging Face decoder-only causal LM.
@@ -91,6 +92,7 @@ def stack_levels(
     else:
         factories = _factories(memory or (lambda hidden_size: ResidualMemory(hidden_size, width)), levels)
         _chain_memories(stacked, decoder, chosen, levels, wiring, factories, seed)
+    stacked.save_pretrained = _not_saved_whole
     setattr(stacked, _ATTRIBUTE, Stack(model, levels, init, wiring, {layer: decoder.mlps[layer] for layer in chosen}))
     return stacked
 
@@ -206,6 +208,14 @@ def _share(model: Model) -> Model:
     if isinstance(head, nn.Module) and isinstance(own, nn.Module) and any(p.requires_grad for p in head.parameters()):
         own.register_forward_pre_hook(_contiguous)
     return shared
+
+
+def _not_saved_whole(*arguments: Any, **options: Any) -> None:
+    """Stand in for ``save_pretrained``: the folder would load as a plain model whose MLPs are made up anew."""
+    raise StackingError(
+        "a stacked model is not saved as one: save the memory with models.memory_file.save_memory(model, path), and the"
+        " base, if need be, with stack_of(model).base.save_pretrained(folder)"
+    )
 
 
 def _contiguous(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
