@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from tiny_sources import make_sources
@@ -86,9 +87,15 @@ def test_samples_have_the_length_asked_for_and_come_from_their_part(data):
     assert maker.tokenizer.decode(begin) == "".join(f" {fact}" for fact in item.facts)
 
 
-def test_the_published_prompt_has_examples_and_an_allowance(data):
-    from dataclasses import replace
+def test_training_is_no_longer_than_its_longest_length_and_what_cannot_fit_is_an_error(data):
+    maker = _Maker(Sources.at(data), replace(BUDGETS["tiny"], train_lengths=(0, 40)))
+    begins = [maker.draw("qa1", 0, random.Random(seed), "train")[0] for seed in range(20)]
+    assert max(map(len, begins)) <= 40
+    with pytest.raises(InvalidArgument, match="lengths: got 25 tokens, in which no question of qa1"):
+        maker.draw("qa1", 25, random.Random(0), "test")
 
+
+def test_the_published_prompt_has_examples_and_an_allowance(data):
     assert BUDGETS["paper"].allowance == PROMPT_ALLOWANCE == 300
     maker = _Maker(Sources.at(data), replace(BUDGETS["tiny"], examples=2, allowance=300))
     begin, question, _ = maker.draw("qa1", 1000, random.Random(0), "test")

@@ -41,7 +41,7 @@ BUDGETS = {
     name: replace(plan, size=Size(**{**vars(plan.size), "memory": {**plan.size.memory, **FULL}}), tests=())
     for name, plan in lm.BUDGETS.items()
 }
-BUDGETS["small"] = replace(BUDGETS["small"], grid=({"lr": 3e-3},))
+BUDGETS["small"] = replace(BUDGETS["small"], steps=600, grid=({"lr": 3e-3},))
 
 
 def notes(plan: Budget) -> list[str]:

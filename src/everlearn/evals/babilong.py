@@ -29,6 +29,7 @@ __all__ = ["BABILONG", "LABELS", "Budget", "context", "is_right"]
 PROMPT_ALLOWANCE = 300
 """Tokens of the target length that are kept for the prompt."""
 TEST_SEED = 42
+TRIES = 10_000
 PLACES = frozenset({"bathroom", "bedroom", "garden", "hallway", "kitchen", "office"})
 LABELS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("qa1", "qa2", "qa3", "qa4"), PLACES),
@@ -66,14 +67,14 @@ class Budget:
     batch_tokens: int = 1 << 16
 
 
-HOPE = {"chunk_size": 64, "width": 32}
+HOPE = {"chunk_size": 64, "width": 32, "recompute": False}
 BUDGETS = {
     "tiny": Budget(
         Size(16, 1, 2, 16, {"chunk_size": 16}, (1, 512)), 320, (0, 400), 2, 2, {0: 1, 500: 2}, ({"lr": 3e-3},),
         allowance=20, examples=0, answer_tokens=2,
     ),
     "small": Budget(
-        Size(128, 2, 4, 256, HOPE, (1, 16_384)), 1024, (0, 256), 900, 8,
+        Size(128, 2, 4, 256, HOPE, (1, 16_384)), 1024, (0, 256), 650, 8,
         {0: 50, 256: 50, 1024: 20, 4096: 10, 16_384: 4, 65_536: 1}, ({"lr": 3e-3},), allowance=20, examples=0,
     ),
     "paper": Budget(
@@ -170,16 +171,23 @@ class _Maker:
     def draw(self, task: str, length: int, rng: random.Random, part: str) -> tuple[list[int], list[int], Babi]:
         """Return the tokens up to the end of the context, those of the question, and the question itself.
 
-        Only questions of at most ``length / 8`` facts are used, where a length is given, and only facts that fit.
+        Only questions of at most ``length / 8`` facts are used, where a length is given, and only facts that fit; facts
+        alone (``length`` 0) are never longer in training than the longest of the training lengths.
+
+        Raises:
+            InvalidArgument: none fits.
         """
         items, room = self.items[task, part], max(0, length - self.plan.allowance)
-        while True:
+        most = room if length else max(self.plan.train_lengths) if part == "train" else None
+        for _ in range(TRIES):
             item = rng.choice(items)
             if length and len(item.facts) > max(2, length // 8):
                 continue
             facts = [self.say(f" {fact}") for fact in item.facts]
-            if not length or sum(map(len, facts)) <= room:
+            if most is None or sum(map(len, facts)) <= most:
                 break
+        else:
+            raise InvalidArgument(f"lengths: got {length} tokens, in which no question of {task} and its facts fits")
         books = self.books["train" if part == "train" else "test"]
         made = [*self.say(self.prompt(task)), *context(facts, room, rng, books)]
         end = "\n</context>\n" if self.plan.examples else "\n"

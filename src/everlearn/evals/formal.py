@@ -53,7 +53,7 @@ STATE_TRACKING = {"chunk_size": 1, "eta_init": 0.3, "recompute": False}
 
 BUDGETS = {
     "tiny": Budget(Size(16, 1, 2, 16, STATE_TRACKING), 40, 6, 3, 4, 1, ({"lr": 3e-3},), hi=8),
-    "small": Budget(Size(32, 1, 2, 64, STATE_TRACKING), 10_000, 200, 600, 32, 15, ({"lr": 1e-2}, {"lr": 3e-3})),
+    "small": Budget(Size(32, 1, 2, 64, STATE_TRACKING), 10_000, 200, 500, 32, 20, ({"lr": 1e-2}, {"lr": 3e-3})),
     "paper": Budget(
         Size(128, 2, 8, 256, STATE_TRACKING),
         10_000,

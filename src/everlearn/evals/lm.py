@@ -41,14 +41,14 @@ class Budget:
     tune_each: bool = False
 
 
-HOPE = {"chunk_size": 64, "width": 32}
+HOPE = {"chunk_size": 64, "width": 32, "recompute": False}
 RATES = ({"lr": 1e-3}, {"lr": 3e-3})
 BUDGETS = {
     "tiny": Budget(
         Size(16, 1, 2, 16, {"chunk_size": 16}, (1, 64)), 300, 32, 2, 2, ({"lr": 3e-3},), test_tokens=200, test_items=4
     ),
     "small": Budget(
-        Size(128, 3, 4, 256, HOPE, (1, 16_384)), 2048, 256, 8, 450, RATES, test_tokens=100_000, test_items=1000
+        Size(128, 3, 4, 256, HOPE, (1, 16_384)), 2048, 256, 8, 500, RATES, test_tokens=50_000, test_items=500
     ),
     "paper": Budget(
         Size(1536, 20, 16, 4352, {}, (1, 1 << 20)), 32_000, 4096, 128, 57_000, ({"lr": 4e-4}, {"lr": 1e-3})

@@ -40,12 +40,12 @@ class Budget:
     tune_each: bool = False
 
 
-HOPE = {"chunk_size": 16}
+HOPE = {"chunk_size": 32, "recompute": False}
 SWEEP = tuple({"lr": lr, "weight_decay": decay} for lr in (1e-4, 5e-4, 1e-3) for decay in (0.0, 0.1))
 BUDGETS = {
     "tiny": Budget(Size(16, 1, 2, 16, HOPE), 2, 16, 8, 8, 1, 8, ({"lr": 1e-3, "weight_decay": 0.0},), steps=2),
     "small": Budget(
-        Size(64, 2, 4, 128, HOPE), 1, None, 320, 320, 1, 32, ({"lr": 3e-3, "weight_decay": 0.0},), steps=800
+        Size(64, 2, 4, 128, HOPE), 1, None, 320, 320, 1, 32, ({"lr": 3e-3, "weight_decay": 0.0},), steps=400
     ),
     "paper": Budget(Size(128, 2, 4, 256, HOPE), None, None, 1280, 1280, 200, 128, SWEEP, tune_each=True),
 }

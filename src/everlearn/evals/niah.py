@@ -46,14 +46,14 @@ class Budget:
     batch_tokens: int = 1 << 16
 
 
-HOPE = {"chunk_size": 64, "width": 32}
+HOPE = {"chunk_size": 64, "width": 32, "recompute": False}
 BUDGETS = {
     "tiny": Budget(
         Size(16, 1, 2, 16, {"chunk_size": 16}, (1, 512)), 320, 600, 2, 2, {600: 1, 700: 1}, ({"lr": 3e-3},),
         answer_tokens=2,
     ),
     "small": Budget(
-        Size(128, 2, 4, 256, HOPE, (1, 16_384)), 1024, 256, 900, 8,
+        Size(128, 2, 4, 256, HOPE, (1, 16_384)), 1024, 256, 650, 8,
         {256: 24, 1024: 12, 4096: 6, 16_384: 2, 65_536: 1}, ({"lr": 3e-3},), answer_tokens=64,
     ),
     "paper": Budget(
