@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from everlearn.evals.contestants import Size, choose, make
+from everlearn.evals.contestants import Size, choose, configuration, make
 from everlearn.evals.fitting import IGNORED, Batch, PeakMemory, Recipe, cross_entropy, fit, parameters, score
 from everlearn.evals.niah import lesson
+from everlearn.evals.suites import SUITES
+from everlearn.models.registry import count_parameters
 
 SIZE = Size(16, 1, 2, 16, {"chunk_size": 4}, (1, 64))
 
@@ -94,10 +96,20 @@ def test_levels_step_on_their_clock(model):
     assert not slow.equal(before)
 
 
-def test_every_contestant_has_as_many_parameters():
-    counts = {c.name: parameters(make(c, Size(64, 2, 4, 160, {"width": 16}), 64)) for c in choose(None, {})}
-    assert {"hope", "hope-attention", "transformer"} <= counts.keys()
+@pytest.mark.parametrize("budget", ["tiny", "small", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [name for name in SUITES if name != "ablation"])
+def test_every_contestant_of_every_suite_has_as_many_parameters(name, budget):
+    suite, plan = SUITES[name], SUITES[name].budgets[budget]
+    chosen = choose(None, suite.variants, left_out=suite.left_out)
+    counts = {c.name: count_parameters(configuration(c, plan.size, 512, tied=False)) for c in chosen}
+    assert {"hope", "hope-attention", "transformer", *suite.variants} <= counts.keys()
     assert all(abs(count - counts["hope"]) <= 0.03 * counts["hope"] for count in counts.values()), counts
+
+
+def test_other_families_can_be_changed_too():
+    size = Size(16, 1, 2, 16, {"chunk_size": 4}, others={"transformer": {"rope_theta": 500.0}})
+    assert make(choose(["transformer"], {})[0], size, 8).config.rope_theta == 500.0
+    assert parameters(make(choose(["hope"], {})[0], size, 8)) > 0
 
 
 def test_variants_change_what_they_name():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from everlearn.errors import InvalidArgument
@@ -32,6 +32,7 @@ class Size:
         intermediate_size: of HOPE's feed-forward network; the others' are fitted to HOPE's number of parameters.
         memory: fields of HOPE's :class:`SelfModifyingConfig`, ``chunk_size`` among them.
         cms_periods: of HOPE.
+        others: changes to the configurations of other families, by name.
     """
 
     hidden_size: int
@@ -40,6 +41,7 @@ class Size:
     intermediate_size: int
     memory: Mapping[str, Any]
     cms_periods: tuple[int, ...] = (1,)
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def hope(self, vocab_size: int, *, tied: bool = True) -> HopeConfig:
         """HOPE's configuration, which the others are compared with."""
@@ -86,7 +88,7 @@ def configuration(contestant: Contestant, size: Size, vocab_size: int, *, tied: 
     """Return the contestant's configuration, as many parameters as HOPE of that size has, within 3%."""
     like, changes = size.hope(vocab_size, tied=tied), dict(contestant.changes)
     if contestant.family != "hope":
-        return family_config(contestant.family, like, **changes)
+        return family_config(contestant.family, like, **{**size.others.get(contestant.family, {}), **changes})
     if "memory" in changes:
         changes["memory"] = {**(like.memory or {}), **changes["memory"]}
     return HopeConfig(**{**like.to_diff_dict(), **changes})

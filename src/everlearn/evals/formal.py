@@ -50,21 +50,26 @@ class Budget:
 # With chunks of one token every update is a function of the state before it, which can then change its sign; without
 # that there is no parity (docs/log.md). The inner rate starts high enough to write a fact at once.
 STATE_TRACKING = {"chunk_size": 1, "eta_init": 0.3, "recompute": False}
+TITANS = {"chunk_size": 1, "mixer_options": {"titans": {"step_max": 1.0, "step": 0.3, "recompute": False}}}
+
+
+def _size(hidden_size: int, layers: int, heads: int, intermediate_size: int) -> Size:
+    return Size(hidden_size, layers, heads, intermediate_size, STATE_TRACKING, others={"titans": TITANS})
+
 
 BUDGETS = {
-    "tiny": Budget(Size(16, 1, 2, 16, STATE_TRACKING), 40, 6, 3, 4, 1, ({"lr": 3e-3},), hi=8),
-    "small": Budget(Size(32, 1, 2, 64, STATE_TRACKING), 10_000, 200, 500, 32, 20, ({"lr": 1e-2}, {"lr": 3e-3})),
-    "paper": Budget(
-        Size(128, 2, 8, 256, STATE_TRACKING),
-        10_000,
-        2_000,
-        94_000,
-        32,
-        300,
-        ({"lr": 1e-3}, {"lr": 3e-4}),
-        tune_each=True,
+    "tiny": Budget(
+        size=_size(16, 1, 2, 16), train=40, test=6, steps=3, batch=4, checks=1, grid=({"lr": 3e-3},), hi=8
     ),
-}
+    "small": Budget(
+        size=_size(32, 1, 2, 64), train=10_000, test=200, steps=500, batch=32, checks=20,
+        grid=({"lr": 1e-2}, {"lr": 3e-3}),
+    ),
+    "paper": Budget(
+        size=_size(128, 2, 8, 256), train=10_000, test=2_000, steps=94_000, batch=32, checks=300,
+        grid=({"lr": 1e-3}, {"lr": 3e-4}), tune_each=True,
+    ),
+}  # fmt: skip
 
 
 def pad(samples: Sequence[Sample]) -> Batch:
@@ -147,7 +152,7 @@ def notes(plan: Budget) -> list[str]:
         f"{plan.train} training strings, {plan.test} test strings a bin at most (published: 10,000 and 2,000);"
         " languages with fewer distinct strings have as many as there are",
         f"{size.layers} layers of width {size.hidden_size}, {size.heads} heads, rates {[g['lr'] for g in plan.grid]}",
-        f"HOPE's memory: {dict(size.memory)}",
+        f"HOPE's memory: {dict(size.memory)}, one level; others: {dict(size.others)}; else as by default",
         "published: checkpoint chosen by the mean over Bin0 and Bin1, one seed; here by Bin0 only, and Bin2 is longer",
     ]
 

@@ -41,13 +41,22 @@ class Budget:
 
 
 HOPE = {"chunk_size": 32, "recompute": False}
+OTHERS = {"titans": {"chunk_size": 32}}
 SWEEP = tuple({"lr": lr, "weight_decay": decay} for lr in (1e-4, 5e-4, 1e-3) for decay in (0.0, 0.1))
 BUDGETS = {
     "tiny": Budget(Size(16, 1, 2, 16, HOPE), 2, 16, 8, 8, 1, 8, ({"lr": 1e-3, "weight_decay": 0.0},), steps=2),
     "small": Budget(
-        Size(64, 2, 4, 128, HOPE), 1, None, 320, 320, 1, 32, ({"lr": 3e-3, "weight_decay": 0.0},), steps=400
+        Size(64, 2, 4, 128, HOPE, others=OTHERS),
+        1,
+        None,
+        320,
+        320,
+        1,
+        32,
+        ({"lr": 3e-3, "weight_decay": 0.0},),
+        steps=400,
     ),
-    "paper": Budget(Size(128, 2, 4, 256, HOPE), None, None, 1280, 1280, 200, 128, SWEEP, tune_each=True),
+    "paper": Budget(Size(128, 2, 4, 256, HOPE, others=OTHERS), None, None, 1280, 1280, 200, 128, SWEEP, tune_each=True),
 }
 
 
@@ -152,7 +161,7 @@ def notes(plan: Budget) -> list[str]:
         f"{steps} of batch {plan.batch} (published: 200 epochs of batch 128), {plan.test} test examples (1,280)",
         f"hyper-parameters tried: {len(plan.grid)} (published: 6, the best on test data; here on validation data)",
         f"{2 * size.layers} blocks of width {size.hidden_size}, {size.heads} heads (published: 4 of 128; attention 16)",
-        f"fp32 (published: bf16); HOPE's memory: {dict(size.memory)}",
+        f"fp32 (published: bf16); HOPE's memory: {dict(size.memory)}, one level; others: {dict(size.others)}",
     ]
 
 
