@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NAMES = ("sgd", "adamw", "dgd", "delta_momentum", "dmgd", "muon", "m3", "m3_printed")
+"""In the order of their colours, the same in every plot."""
+
 TITLES = {
     "surface": "Valley of oscillating curvature: height",
     "orthogonal": "Two tasks on orthogonal inputs: error of each at the end of its turn",
@@ -24,22 +27,24 @@ def draw_curves(results: list[dict[str, Any]], task: str, out: Path) -> None:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    lowest, first = float("inf"), 0.0
-    for index, name in enumerate(dict.fromkeys(result["model"] for result in results)):
+    lowest, top = float("inf"), 1.3 * max(result["curve"][0][2] for result in results)
+    for name in dict.fromkeys(result["model"] for result in results):
         curves = [result["curve"] for result in results if result["model"] == name]
         points = [column for column in zip(*curves) if all(p[2] is not None for p in column)]
         mean = torch.tensor([[statistics.fmean(values) for values in zip(*column)] for column in points])
         low, high = (torch.tensor([pick(p[2] for p in column) for column in points]) for pick in (min, max))
-        lowest, first = min(lowest, float(mean[:, 2].min())), max(first, float(mean[0, 2]))
+        lowest = min(lowest, float(mean[:, 2].min()))
         for panel, axis in zip(panels, (0, 1)):
-            panel.plot(mean[:, axis], mean[:, 2].clamp(min=1e-12), label=name, **_style(index))
+            panel.plot(mean[:, axis], mean[:, 2].clamp(min=1e-12), label=name, **_style(name))
             panel.fill_between(
-                mean[:, axis], low.clamp(min=1e-12), high.clamp(min=1e-12), color=f"C{index}", alpha=0.15, linewidth=0
-            )
+                mean[:, axis], low.clamp(min=1e-12), high.clamp(min=1e-12), where=(mean[:, 2] < top).tolist(),
+                color=_style(name)["color"], alpha=0.15, linewidth=0,
+            )  # fmt: skip
     for panel, label in zip(panels, ("steps", "seconds of training")):
-        panel.set(xlabel=label, yscale="log", ylim=(max(lowest, 1e-12) * 0.9, first * 1.3))
+        panel.set(xlabel=label, yscale="log", ylim=(max(lowest, 1e-12) * 0.9, top))
         panel.grid(alpha=0.3, which="both", linewidth=0.5)
         panel.set_xlim(left=0)
+        panel.locator_params(axis="x", nbins=6)
     panels[0].set_ylabel("validation loss")
     panels[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.suptitle(TITLES.get(task, task))
@@ -47,7 +52,7 @@ def draw_curves(results: list[dict[str, Any]], task: str, out: Path) -> None:
 
 
 def draw_bars(results: list[dict[str, Any]], metric: str, label: str, out: Path) -> None:
-    """Draw ``metric``, a bar the mean and a dot a seed, as ``{task}_{metric}.png|svg``; diverged seeds are left out."""
+    """Draw ``metric``, a bar the mean and a dot a seed, as ``{task}_{metric}.png|svg``; no bar where a seed has no value."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.4), layout="constrained")
@@ -55,10 +60,11 @@ def draw_bars(results: list[dict[str, Any]], metric: str, label: str, out: Path)
     names = list(dict.fromkeys(result["model"] for result in results))
     for index, name in enumerate(names):
         values = [result["metrics"][metric] for result in results if result["model"] == name]
-        values = [value for value in values if value is not None]
-        if values:
-            panel.bar(index, statistics.fmean(values), color=f"C{index}", alpha=0.6)
-            panel.plot([index] * len(values), values, "o", color="black", markersize=3)
+        if None in values:
+            panel.text(index, 0, "diverged", rotation=90, ha="center", va="bottom")
+            continue
+        panel.bar(index, statistics.fmean(values), color=_style(name)["color"], alpha=0.6)
+        panel.plot([index] * len(values), values, "o", color="black", markersize=3)
     panel.set_xticks(range(len(names)), names, rotation=20, ha="right")
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set_ylabel(label)
@@ -71,7 +77,7 @@ def draw_surface(results: list[dict[str, Any]], height: Callable[[Tensor, Tensor
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    x, y = torch.linspace(-5, 1.5, 200), torch.linspace(-1.2, 1.2, 200)
+    x, y = torch.linspace(-5.6, 1.5, 200), torch.linspace(-1.2, 1.2, 200)
     grid = height(x[None, :], y[:, None]).clamp(min=1e-4)
     columns = 3
     rows = -(-len(results) // columns)
@@ -85,14 +91,15 @@ def draw_surface(results: list[dict[str, Any]], height: Callable[[Tensor, Tensor
         panel.plot(path[:, 0], path[:, 1], color="black", linewidth=0.8)
         panel.plot(*path[0], "s", color="black", markersize=4)
         panel.plot(*path[-1], "o", color="red", markersize=4)
-        panel.set(title=f"{result['model']}, rate {result['lr']:.3g}", xlim=(-5, 1.5), ylim=(-1.2, 1.2))
+        panel.set(title=f"{result['model']}, rate {result['lr']:.3g}", xlim=(-5.6, 1.5), ylim=(-1.2, 1.2))
         panel.tick_params(labelbottom=index + columns >= len(results))
     figure.supxlabel("x")
     figure.supylabel("y")
     _save(figure, out / "surface_paths")
 
 
-def _style(index: int) -> dict[str, Any]:
+def _style(name: str) -> dict[str, Any]:
+    index = NAMES.index(name) if name in NAMES else len(NAMES)
     return {"color": f"C{index}", "linestyle": ("-", "--")[index % 2], "linewidth": 1.6}
 
 
