@@ -52,7 +52,7 @@ def draw_curves(results: list[dict[str, Any]], task: str, out: Path) -> None:
 
 
 def draw_bars(results: list[dict[str, Any]], metric: str, label: str, out: Path) -> None:
-    """Draw ``metric``, a bar the mean and a dot a seed, as ``{task}_{metric}.png|svg``; no bar where a seed has no value."""
+    """Draw ``metric``, a bar the mean and a dot a seed, as ``{task}_{metric}.png|svg``; "diverged" where one has none."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.4), layout="constrained")
