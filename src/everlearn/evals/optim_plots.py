@@ -15,7 +15,7 @@ NAMES = ("sgd", "adamw", "dgd", "delta_momentum", "dmgd", "muon", "m3", "m3_prin
 
 TITLES = {
     "surface": "Valley of oscillating curvature: height",
-    "orthogonal": "Two tasks on orthogonal inputs: error of each at the end of its turn",
+    "orthogonal": "Two tasks on orthogonal inputs: error of each in its own turn",
     "digits": "Handwritten digits",
     "lm": "Bytes of books, small HOPE",
 }
@@ -52,7 +52,7 @@ def draw_curves(results: list[dict[str, Any]], task: str, out: Path) -> None:
 
 
 def draw_bars(results: list[dict[str, Any]], metric: str, label: str, out: Path) -> None:
-    """Draw ``metric``, a bar the mean and a dot a seed, as ``{task}_{metric}.png|svg``; "diverged" where one has none."""
+    """Draw ``metric`` as ``{task}_{metric}.png|svg``: a bar the mean, a dot a seed; none where a seed has no value."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.4), layout="constrained")
@@ -66,6 +66,7 @@ def draw_bars(results: list[dict[str, Any]], metric: str, label: str, out: Path)
         panel.bar(index, statistics.fmean(values), color=_style(name)["color"], alpha=0.6)
         panel.plot([index] * len(values), values, "o", color="black", markersize=3)
     panel.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    panel.set_xlim(-0.6, len(names) - 0.4)
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set_ylabel(label)
     panel.grid(alpha=0.3, axis="y", linewidth=0.5)
