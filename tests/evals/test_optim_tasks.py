@@ -11,6 +11,7 @@ import torch
 from everlearn.errors import InvalidArgument
 from everlearn.evals.optim import CONTENDERS, Contender, train
 from everlearn.evals.optim_tasks import ByteLM, Digits, OrthogonalTasks, OscillatingSurface
+from everlearn.optim import create
 
 
 @pytest.fixture
@@ -91,6 +92,16 @@ def test_language_model_learns(text_folder):
     assert outcome["metrics"]["loss"] < 0.7 * math.log(256)
     assert outcome["metrics"]["bits_per_byte"] == pytest.approx(outcome["metrics"]["loss"] / math.log(2))
     assert outcome["tokens"] == 16 * 4 * 128
+
+
+def test_language_models_of_all_families_have_one_size(text_folder):
+    hope, transformer = (ByteLM(0, 1, text_folder, family) for family in ("hope", "transformer"))
+    sizes = [sum(p.numel() for p in problem.model.parameters()) for problem in (hope, transformer)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.03)
+    assert sizes[0] == pytest.approx(0.14e6, rel=0.1)
+    optimizer = create("dgd", hope.model)
+    hope.loss(0).backward()
+    optimizer.step()  # its fused layers and stacks of memories are no hindrance
 
 
 def test_language_task_holds_out_the_end_of_every_text_of_the_books(text_folder):

@@ -17,7 +17,7 @@ TITLES = {
     "surface": "Valley of oscillating curvature: height",
     "orthogonal": "Two tasks on orthogonal inputs: error of each in its own turn",
     "digits": "Handwritten digits",
-    "lm": "Bytes of books, small HOPE",
+    "lm": "Bytes of books",
 }
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
-from everlearn.models.hope import HopeConfig, HopeForCausalLM
+from everlearn.models.hope import HopeConfig
+from everlearn.models.registry import build, family_config
 from everlearn.optim import param_groups
 from everlearn.train.data import load_corpus
 
@@ -187,7 +188,7 @@ class Digits(Problem):
 
 
 class ByteLM(Problem):
-    """Next-byte prediction on books by a small HOPE (self-modifying memories and SwiGLU); batches of 4 x 128 bytes.
+    """Next-byte prediction on books by a small model of any family, with the parameters of a small HOPE; 4 x 128 bytes.
 
     Of ``data/books`` where there is such a folder, else of ``data``, the last tenth of every text is held out: its
     first half for tuning (16 windows evenly spaced), its second half for the result (64 windows).
@@ -195,7 +196,7 @@ class ByteLM(Problem):
 
     tokens_per_step = 4 * 128
 
-    def __init__(self, seed: int, steps: int, data: Path) -> None:
+    def __init__(self, seed: int, steps: int, data: Path, family: str = "transformer") -> None:
         self.train, validation, test = _load_bytes(Path(data))
         self.validation, self.test = _windows(validation, 16), _windows(test, 64)
         torch.manual_seed(seed)
@@ -207,7 +208,8 @@ class ByteLM(Problem):
             "num_attention_heads": 2,
             "intermediate_size": 160,
         }
-        self.model = HopeForCausalLM(HopeConfig(vocab_size=256, memory=memory, **sizes))
+        hope = HopeConfig(vocab_size=256, memory=memory, **sizes)
+        self.model = build(hope if family == "hope" else family_config(family, hope))
 
     def loss(self, step: int) -> Tensor:
         """Return the cross-entropy of random windows."""
