@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from fla_reference import reference
 from torch import nn
 from torch.nn import functional as F
 from transformers import Mamba2Config, Qwen3NextConfig
@@ -35,21 +33,6 @@ def inputs() -> tuple[torch.Tensor, Context]:
 
 def heads(x):
     return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
-
-
-def reference(family: str, name: str):
-    """A function of flash-linear-attention's ``naive`` modules, which need none of its kernels."""
-    found = importlib.util.find_spec("fla")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("flash-linear-attention is not installed")
-    pytest.importorskip("einops")
-    path = Path(found.submodule_search_locations[0]) / "ops" / family / "naive.py"
-    spec = importlib.util.spec_from_file_location(f"fla_{family}_naive", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
 
 
 @torch.no_grad()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 
 import pytest
 import torch
+from fla_reference import reference
 
 from everlearn.errors import InvalidArgument
 from everlearn.memories.self_modifying_plan import make_plan
@@ -78,6 +81,22 @@ def test_table():
                 assert share.item() == pytest.approx(memory)
         if source == -1 or (source >= 0 and valid[source]):
             assert table.momentum[source + 1].item() == pytest.approx(momentum)
+
+
+def test_table_is_flash_linear_attentions(monkeypatch):
+    log_space = types.ModuleType("fla.ops.titans.log_impl")  # what the reference would import besides; not used here
+    log_space.combine_params_log = None
+    monkeypatch.setitem(sys.modules, log_space.__name__, log_space)
+    combine = reference("titans", "combine_params")
+    step, forget, eta = torch.rand(3, 2, 3, 9, 1, dtype=torch.float64)
+    keep, _, kick, _, _, mix, _, last = combine(step, forget, eta, 9)
+    rows = (x[..., 0].flatten(0, 1) for x in (1 - forget, eta, torch.ones_like(eta)))
+    table = momentum_table(*(x if i == 2 else x.log() for i, x in enumerate(rows)))
+    step = step[..., 0].flatten(0, 1)
+    torch.testing.assert_close(table.keep, keep.flatten(0, 1))
+    torch.testing.assert_close(table.kick, kick.flatten(0, 1), rtol=1e-6, atol=1e-6)  # theirs is in float32
+    torch.testing.assert_close(table.mix * step[:, None], mix.flatten(0, 1))
+    torch.testing.assert_close(table.momentum[:, 1:] * step, last.flatten(0, 1))
 
 
 def test_slots_without_a_token_change_nothing():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -14,6 +16,8 @@ from everlearn.memories.self_modifying_config import SelfModifyingConfig
 from everlearn.models.mixers import MIXERS, check_options
 
 __all__ = ["BackboneConfig"]
+
+FINDER = "everlearn_model"  # module in a saved folder
 
 
 class BackboneConfig(PreTrainedConfig):
@@ -77,7 +81,24 @@ class BackboneConfig(PreTrainedConfig):
         whole = all(isinstance(p, int) and not isinstance(p, bool) and p >= 1 for p in self.cms_periods)
         if not self.cms_periods or not whole or any(a >= b for a, b in pairwise(self.cms_periods)):
             raise InvalidArgument(f"cms_periods: got {self.cms_periods}, expected rising whole numbers of at least 1")
+        kwargs.pop("auto_map", None)  # made anew when saved
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save as everywhere in transformers, with a module through which programs that do not know everlearn load it.
+
+        They pass ``trust_remote_code=True``; all that the module does is to import this package.
+        """
+        names = [type(self).__name__.removesuffix("Config") + end for end in ("Config", "Model", "ForCausalLM")]
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        source = f"from {type(self).__module__} import {', '.join(names)}\n"
+        (Path(save_directory) / f"{FINDER}.py").write_text(source, encoding="utf-8")
+        auto = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+        self.auto_map = {key: f"{FINDER}.{name}" for key, name in zip(auto, names)}
+        try:
+            super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        finally:
+            del self.auto_map
 
     def memory_config(self) -> SelfModifyingConfig:
         """The configuration of one layer's self-modifying memory."""
