@@ -26,9 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everlearn.blocks.feed_forward import SwiGLU
-from everlearn.models.hope import HopeForCausalLM
-from everlearn.models.presets import hope_tiny, transformer_tiny
-from everlearn.models.transformer import TransformerForCausalLM
+from everlearn.models.presets import preset
+from everlearn.models.registry import build as build_model
 
 VOCAB = 256
 TITANS_CHUNK = 64
@@ -65,8 +64,8 @@ def build(name: str) -> nn.Module:
     if name == "titans":
         return TitansStack()
     if name == "hope":
-        return HopeForCausalLM(hope_tiny(vocab_size=VOCAB))
-    return TransformerForCausalLM(transformer_tiny(vocab_size=VOCAB))
+        return build_model(preset("hope-tiny", vocab_size=VOCAB))
+    return build_model(preset("transformer-tiny", vocab_size=VOCAB))
 
 
 def peak_mib() -> float:

@@ -47,7 +47,9 @@ VARIANTS = {
     "relu": {"activation": "relu"},
     "wide": {"width": 7},
     "no_output_norm": {"output_norm": False},
-    "no_recompute": {"recompute": False},
+    "recompute_nothing": {"recompute": "nothing"},
+    "recompute_chunk": {"recompute": "chunk"},
+    "recompute_chunk_two_sizes": {"recompute": "chunk", "chunk_size": 2, "projection_chunk_size": 4, "momentum": 0.5},
 }
 
 
@@ -219,13 +221,15 @@ def test_second_derivatives_and_function_transforms():
         step = torch.func.grad(inner)(p, recompute)
         return inner({name: p[name] - 0.01 * step[name] for name in p}, recompute)
 
-    found = [torch.func.grad(outer)(params, recompute) for recompute in (True, False)]
+    found = [torch.func.grad(outer)(params, recompute) for recompute in ("nothing", "parts", "chunk")]
     for name in params:
-        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(found[2][name], found[0][name], rtol=1e-7, atol=1e-8)
     leaves = [p.clone().requires_grad_() for p in params.values()]
-    by_autograd = torch.autograd.grad(outer(dict(zip(params, leaves)), True), leaves)
-    for name, value in zip(params, by_autograd):
-        torch.testing.assert_close(value, found[1][name], rtol=1e-7, atol=1e-8)
+    for recompute in ("parts", "chunk"):
+        by_autograd = torch.autograd.grad(outer(dict(zip(params, leaves)), recompute), leaves)
+        for name, value in zip(params, by_autograd):
+            torch.testing.assert_close(value, found[0][name], rtol=1e-7, atol=1e-8)
 
 
 def test_state_is_a_value():
@@ -279,6 +283,7 @@ def test_no_nan_in_bfloat16(name):
         ({"eta_init": 1.0}, "eta_init"),
         ({"alpha_init": 1.0}, "alpha_init"),
         ({"width": 0}, "head_width"),
+        ({"recompute": True}, "recompute"),
     ],
 )
 def test_bad_configurations_are_named(change, message):

@@ -21,3 +21,14 @@ def test_age_hides_what_came_before():
     out = causal_conv(F.pad(x, (0, 0, 3, 0)), weight, age)
     parts = [causal_conv(F.pad(part, (0, 0, 3, 0)), weight) for part in (x[:, :4], x[:, 4:])]
     torch.testing.assert_close(out, torch.cat(parts, dim=1))
+
+
+def test_gradients_of_both_forms():
+    x, weight = torch.randn(2, 6, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    given = [x.requires_grad_(), weight.requires_grad_()]
+    assert torch.autograd.gradcheck(causal_conv, given)
+    assert torch.autograd.gradgradcheck(causal_conv, given)
+    age = torch.tensor([[0, 1, 2, 2], [2, 0, 1, 2]])
+    assert torch.autograd.gradcheck(lambda *a: causal_conv(*a, age), given)
+    everything = torch.full((2, 4), 2)
+    torch.testing.assert_close(causal_conv(*given), causal_conv(*given, everything))

@@ -31,6 +31,9 @@ def train(
     weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of matrices.")] = None,
     warmup: Annotated[float | None, typer.Option("--warmup", help="Share of the steps.")] = None,
     held_out: Annotated[float | None, typer.Option("--held-out", help="Share of the text, where no file is.")] = None,
+    held_out_files: Annotated[
+        list[str] | None, typer.Option("--held-out-files", metavar="PATTERN", help="Files to hold out; repeatable.")
+    ] = None,
     text_field: Annotated[str | None, typer.Option("--text-field", help="Of .jsonl files and datasets.")] = None,
     log_every: Annotated[int | None, typer.Option("--log-every", help="Steps between log lines.")] = None,
     report_to: Annotated[str | None, typer.Option("--report-to", help="tensorboard or none.")] = None,
@@ -55,7 +58,7 @@ def train(
         "lr": lr,
         "weight_decay": weight_decay,
         "warmup": warmup,
-        "held_out": held_out,
+        "held_out": held_out_files or held_out,
         "text_field": text_field,
         "log_every": log_every,
         "report_to": report_to,

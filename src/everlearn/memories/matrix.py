@@ -6,6 +6,7 @@ memories stacked, ``d`` size of keys and values, ``C`` tokens of the chunk, ``ra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from everlearn.errors import InvalidArgument
-from everlearn.ops.delta_rule_chunk import advance, read, solve_writes
+from everlearn.ops.delta_gradient import clip_length, delta_gradient_write
+from everlearn.ops.delta_rule_chunk import advance, read
+from everlearn.ops.recompute import Call
 
-__all__ = ["Chunk", "MatrixMemory", "Params", "WriteRule", "read_matrix", "write_matrix"]
+__all__ = ["Chunk", "MatrixMemory", "Params", "Trace", "WriteRule", "read_matrix", "write_matrix"]
 
 Params = tuple[Tensor, ...]
 
@@ -51,12 +54,11 @@ class WriteRule:
 
     def gradient(self, out: Tensor, target: Tensor) -> Tensor:
         """Gradient of the objective by the memory's output; both ``[..., d, C]``."""
-        grad = -target if self.objective == "dot" else out - target
-        if self.max_error is None:
-            return grad
-        length = (grad * grad).sum(-2, keepdim=True)
-        # equals grad * min(1, max_error / |grad|), and is smooth at zero
-        return grad * torch.rsqrt((length / self.max_error**2).clamp(min=1.0))
+        return self.bounded(-target if self.objective == "dot" else out - target)
+
+    def bounded(self, grad: Tensor) -> Tensor:
+        """``grad`` ``[..., d, C]``, cut to the length ``max_error``."""
+        return grad if self.max_error is None else clip_length(grad, self.max_error)
 
 
 class Chunk(NamedTuple):
@@ -69,34 +71,50 @@ class Chunk(NamedTuple):
 
 
 def write_matrix(
-    now: Tensor, key: Tensor, grad: Tensor, held: Tensor, rate: Tensor, ratios: Tensor, rule: WriteRule
-) -> tuple[Tensor, Tensor]:
+    now: Tensor,
+    key: Tensor,
+    grad: Tensor,
+    held: Tensor,
+    rate: Tensor,
+    ratios: Tensor,
+    rule: WriteRule,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Write a chunk of output-gradients into a matrix: ``W_t = W_{t-1} (alpha_t I - beta_t x x^T) - step_t g x^T``.
 
     Args:
-        now: the matrix ``[..., out, in]`` before the chunk.
-        key: its inputs ``x`` ``[..., in, C]``.
-        grad: the gradients ``g`` by its outputs ``[..., out, C]``.
-        held: ``now @ key`` ``[..., out, C]``.
-        rate: ``eta`` ``[..., C]``.
-        ratios: decay ratios ``[..., C + 1, C + 1]``.
+        now: the matrix ``[N, ..., out, in]`` before the chunk.
+        key: its inputs ``x`` ``[N, ..., in, C]``.
+        grad: the gradients ``g`` by its outputs ``[N, ..., out, C]``.
+        held: ``now @ key`` ``[N, ..., out, C]``; see :func:`delta_gradient_write`.
+        rate: ``eta`` ``[N, C]``.
+        ratios: decay ratios ``[N, C + 1, C + 1]``.
         rule: ``dgd``: ``beta = step = eta / (1 + eta |x|^2)``; ``gd``: ``beta = 0``, ``step = eta``.
 
     Returns:
-        what each token writes, ``U`` ``[..., out, C]``, and the matrix after the chunk.
+        what each token writes ``[N, ..., out, C]``, before it is multiplied by its strength ``[N, ..., C]``, and the
+        matrix after the chunk.
     """
-    if rule.rule == "gd":
-        u = -rate.unsqueeze(-2) * grad
-    else:
-        beta = rate / (1 + rate * (key * key).sum(-2))
-        rhs = -beta.unsqueeze(-2) * torch.addcmul(grad, ratios[..., :-1, 0].unsqueeze(-2), held)
-        u = solve_writes(key.mT @ key, beta, ratios, rhs.mT).mT
-    return u, advance(now, key.mT, u.mT, ratios)
+    if rule.rule == "dgd":
+        return delta_gradient_write(now, key, grad, held, rate, ratios)
+    between = (1,) * (now.dim() - 3)
+    rate = rate.view(rate.shape[0], *between, rate.shape[-1])
+    ratios = ratios.view(ratios.shape[0], *between, *ratios.shape[-2:])
+    u = -rate.unsqueeze(-2) * grad
+    return -grad, rate.expand(*now.shape[:-2], -1), advance(now, key.mT, u.mT, ratios)
 
 
-def read_matrix(now: Tensor, query: Tensor, key: Tensor, u: Tensor, ratios: Tensor, extra: Tensor | None) -> Tensor:
-    """Each token's read ``W_t x`` ``[..., out, C]`` in a chunk writing ``u``; ``extra`` is added to every ``W_t``."""
-    out = read(query.mT, key.mT, u.mT, ratios, (now @ query).mT).mT
+class Trace(NamedTuple):
+    """What a chunk wrote into a matrix: inputs ``[N, in, C]``, writes ``[N, out, C]`` and their strength ``[N, C]``."""
+
+    key: Tensor
+    write: Tensor
+    strength: Tensor
+
+
+def read_matrix(now: Tensor, query: Tensor, trace: Trace, ratios: Tensor, extra: Tensor | None) -> Tensor:
+    """Each token's read ``W_t x`` ``[N, out, C]`` in the chunk of ``trace``; ``extra`` is added to every ``W_t``."""
+    u = trace.write * trace.strength.unsqueeze(-2)
+    out = read(query.mT, trace.key.mT, u.mT, ratios, (now @ query).mT).mT
     return out if extra is None else out + extra @ query
 
 
@@ -118,10 +136,13 @@ class MatrixMemory:
         """``M(x)`` for every memory's own input ``[..., n, d, C]``."""
         return params[0] @ x
 
-    def write(self, start: Params, now: Params | None, chunk: Chunk, rule: WriteRule) -> tuple[Params, Params, Params]:
+    def write(
+        self, start: Params, now: Params | None, chunk: Chunk, rule: WriteRule, again: Call
+    ) -> tuple[Params, tuple[Trace, ...]]:
         """Write a chunk with gradients taken at ``start`` into ``now`` (``None``: the same as ``start``).
 
-        Returns the parameters after the chunk, and the keys and writes ``(x, U)`` that :meth:`read` needs.
+        Returns the parameters after the chunk, and what was written into the last memory, for :meth:`read`. ``again``:
+        see :func:`everlearn.memories.self_modifying_chunk.memorize`.
         """
         (weight,) = start
         k, v = chunk.k, chunk.v
@@ -132,12 +153,9 @@ class MatrixMemory:
         grad = rule.gradient(held.unflatten(-2, rows), target.unflatten(-2, rows)).flatten(-3, -2)
         before = stacked if now is None else now[0].flatten(-3, -2)
         held_now = held if now is None else before @ k
-        u, after = write_matrix(before, k, grad, held_now, chunk.rate, chunk.ratios, rule)
-        return (after.unflatten(-2, rows),), (k,), (u.unflatten(-2, rows),)
+        p, strength, after = write_matrix(before, k, grad, held_now, chunk.rate, chunk.ratios, rule)
+        return (after.unflatten(-2, rows),), (Trace(k, p.unflatten(-2, rows)[:, -1], strength),)
 
-    def read(
-        self, now: Params, q: Tensor, keys: Params, writes: Params, ratios: Tensor, extra: Params | None
-    ) -> Tensor:
-        """Read the last memory with ``q`` ``[N, d, C]`` after every token of the chunk; see :func:`read_matrix`."""
-        kick = None if extra is None else extra[0][:, -1]
-        return read_matrix(now[0][:, -1], q, keys[0], writes[0][:, -1], ratios, kick)
+    def read(self, now: Params, q: Tensor, traces: Sequence[Trace], ratios: Tensor, extra: Params | None) -> Tensor:
+        """Read one memory with ``q`` ``[N, d, C]`` after every token of the chunk; see :func:`read_matrix`."""
+        return read_matrix(now[0], q, traces[0], ratios, None if extra is None else extra[0])

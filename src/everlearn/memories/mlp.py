@@ -10,7 +10,7 @@ All memories share ``k``, so their ``W2`` are one stacked matrix with one triang
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
-from everlearn.memories.matrix import Chunk, Params, WriteRule, read_matrix, write_matrix
+from everlearn.memories.matrix import Chunk, Params, Trace, WriteRule, read_matrix, write_matrix
+from everlearn.ops.recompute import Call
 
 __all__ = ["ACTIVATIONS", "MlpMemory"]
 
@@ -67,39 +68,45 @@ class MlpMemory:
         w2, w1 = params
         return x + w1 @ ACTIVATIONS[self.activation][0](w2 @ x)
 
-    def write(self, start: Params, now: Params | None, chunk: Chunk, rule: WriteRule) -> tuple[Params, Params, Params]:
+    def write(
+        self, start: Params, now: Params | None, chunk: Chunk, rule: WriteRule, again: Call
+    ) -> tuple[Params, tuple[Trace, ...]]:
         """Write a chunk with gradients taken at ``start`` into ``now`` (``None``: the same as ``start``).
 
-        Returns the parameters after the chunk, and the keys and writes ``(x, U)`` of both matrices for :meth:`read`.
+        Returns the parameters after the chunk, and what was written into the last memory, for :meth:`read`. ``again``:
+        see :func:`everlearn.memories.self_modifying_chunk.memorize`.
         """
         w2, w1 = start
-        (memories, width), length = w2.shape[-3:-1], chunk.k.shape[-1]
-        inputs = torch.cat((chunk.k, chunk.v), dim=-1) if rule.self_targets else chunk.k
-        pre = (w2.flatten(-3, -2) @ inputs).unflatten(-2, (memories, width))
+        rows = w2.shape[-3:-1]
         activation, slope = ACTIVATIONS[self.activation]
-        hidden = activation(pre)
-        out = w1 @ hidden
-        pre_k, h = (x.split(length, dim=-1)[0] for x in (pre, hidden))
-        out_k, *out_v = out.split(length, dim=-1)
-        target = chunk.v.unsqueeze(-3)
-        if rule.self_targets:
-            target = target + out_v[0]
-        e = rule.gradient(chunk.k.unsqueeze(-3) + out_k, target.expand_as(out_k))
-        g2 = (w1.mT @ e) * slope(pre_k, h)
+
+        def gradients(w2: Tensor, w1: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            pre = w2 @ k
+            h = activation(pre)
+            out = w1 @ h.unflatten(-2, rows)
+            if rule.self_targets and rule.objective == "l2":  # M(k) - M(v) in one product
+                behind = activation(w2 @ v)
+                e = rule.bounded((k - v).unsqueeze(-3) + w1 @ (h - behind).unflatten(-2, rows))
+            elif rule.self_targets:
+                e = rule.gradient(out, v.unsqueeze(-3) + w1 @ activation(w2 @ v).unflatten(-2, rows))
+            else:
+                e = rule.gradient(k.unsqueeze(-3) + out, v.unsqueeze(-3).expand_as(out))
+            return pre, h, out, (w1.mT @ e).flatten(-3, -2) * slope(pre, h), e
+
+        held2, h, held1, g2, e = again(gradients, w2.flatten(-3, -2), w1, chunk.k, chunk.v)
+        h = h.unflatten(-2, rows)
         w2_now, w1_now = start if now is None else now
         w2_now = w2_now.flatten(-3, -2)
-        held2 = pre_k.flatten(-3, -2) if now is None else w2_now @ chunk.k
-        held1 = out_k if now is None else w1_now @ h
-        u2, w2_after = write_matrix(w2_now, chunk.k, g2.flatten(-3, -2), held2, chunk.rate, chunk.ratios, rule)
-        u1, w1_after = write_matrix(w1_now, h, e, held1, chunk.rate.unsqueeze(-2), chunk.ratios.unsqueeze(-3), rule)
-        after = (w2_after.unflatten(-2, (memories, width)), w1_after)
-        return after, (chunk.k, h), (u2.unflatten(-2, (memories, width)), u1)
+        if now is not None:
+            held2, held1 = w2_now @ chunk.k, w1_now @ h
+        p2, strength2, w2_after = write_matrix(w2_now, chunk.k, g2, held2, chunk.rate, chunk.ratios, rule)
+        p1, strength1, w1_after = write_matrix(w1_now, h, e, held1, chunk.rate, chunk.ratios, rule)
+        after = w2_after.unflatten(-2, rows), w1_after
+        last2 = Trace(chunk.k, p2.unflatten(-2, rows)[:, -1], strength2)
+        return after, (last2, Trace(h[:, -1], p1[:, -1], strength1[:, -1]))
 
-    def read(
-        self, now: Params, q: Tensor, keys: Params, writes: Params, ratios: Tensor, extra: Params | None
-    ) -> Tensor:
-        """Read the last memory with ``q`` ``[N, d, C]`` after every token of the chunk: ``q + W1_t s(W2_t q)``."""
-        kick2, kick1 = (None, None) if extra is None else (x[:, -1] for x in extra)
-        pre = read_matrix(now[0][:, -1], q, keys[0], writes[0][:, -1], ratios, kick2)
-        hidden = ACTIVATIONS[self.activation][0](pre)
-        return q + read_matrix(now[1][:, -1], hidden, keys[1][:, -1], writes[1][:, -1], ratios, kick1)
+    def read(self, now: Params, q: Tensor, traces: Sequence[Trace], ratios: Tensor, extra: Params | None) -> Tensor:
+        """Read one memory with ``q`` ``[N, d, C]`` after every token of the chunk: ``q + W1_t s(W2_t q)``."""
+        kick2, kick1 = (None, None) if extra is None else extra
+        hidden = ACTIVATIONS[self.activation][0](read_matrix(now[0], q, traces[0], ratios, kick2))
+        return q + read_matrix(now[1], hidden, traces[1], ratios, kick1)

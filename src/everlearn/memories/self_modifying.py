@@ -22,11 +22,12 @@ from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
 from everlearn.memories.matrix import Params
-from everlearn.memories.self_modifying_chunk import Gates, Inputs, memorize, project, recompute
+from everlearn.memories.self_modifying_chunk import Gates, Inputs, memorize, project
 from everlearn.memories.self_modifying_config import SelfModifyingConfig
 from everlearn.memories.self_modifying_plan import Piece, Plan, make_plan
 from everlearn.memories.self_modifying_state import SelfModifyingState
 from everlearn.ops.causal_conv import causal_conv
+from everlearn.ops.recompute import Call, recompute, run
 
 __all__ = ["SelfModifyingConfig", "SelfModifyingMemory", "SelfModifyingState"]
 
@@ -243,16 +244,14 @@ class SelfModifyingMemory(nn.Module):
         """All memories over one piece, when they share a chunk size."""
         config, count = self.config, self.config.projections
 
-        def run(start: Params, now: Params, kick: Params, rest: Params) -> tuple[Tensor, ...]:
-            inputs = project(
-                config, tuple(x[:, :count] for x in start), rest[0], Gates(*rest[1:5]), rest[5] if rest[5:] else None
-            )
-            after, read = memorize(config, start, now or None, inputs, kick=kick or None)
+        def chunk(start: Params, now: Params, kick: Params, rest: Params) -> tuple[Tensor, ...]:
+            inputs = self._project(tuple(x[:, :count] for x in start), rest)
+            after, read = memorize(config, start, now or None, inputs, kick=kick or None, again=self._again("parts"))
             assert read is not None
             return *after, read, inputs.log_decay.sum(-1)
 
         rest = (features, *gates, *(() if valid is None else (valid,)))
-        *after, read, log_keep = self._call(run, carry, piece, rest)
+        *after, read, log_keep = self._call(chunk, carry, piece, rest)
         return self._turn(carry, tuple(after), log_keep, piece), read
 
     def _outer(
@@ -261,12 +260,12 @@ class SelfModifyingMemory(nn.Module):
         """The projections' memories over one piece, and what they make of it."""
         config = self.config
 
-        def run(start: Params, now: Params, kick: Params, rest: Params) -> tuple[Tensor, ...]:
-            inputs = project(config, start, rest[0], Gates(*rest[1:5]), rest[5] if rest[5:] else None)
-            return *memorize(config, start, now or None, inputs, reading=False)[0], *inputs
+        def chunk(start: Params, now: Params, kick: Params, rest: Params) -> tuple[Tensor, ...]:
+            inputs = self._project(start, rest)
+            return *memorize(config, start, now or None, inputs, reading=False, again=self._again("parts"))[0], *inputs
 
         rest = (features, *gates, *(() if valid is None else (valid,)))
-        found = self._call(run, carry, piece, rest)
+        found = self._call(chunk, carry, piece, rest)
         after, inputs = found[: len(carry.start)], Inputs(*found[len(carry.start) :])
         return self._turn(carry, after, inputs.log_decay.sum(-1), piece), inputs
 
@@ -274,26 +273,39 @@ class SelfModifyingMemory(nn.Module):
         """The main memory over one piece of its own, smaller chunks."""
         config = self.config
 
-        def run(start: Params, now: Params, kick: Params, rest: Params) -> tuple[Tensor, ...]:
-            after, read = memorize(config, start, now or None, Inputs(*rest), kick=kick or None)
+        def chunk(start: Params, now: Params, kick: Params, rest: Params) -> tuple[Tensor, ...]:
+            again = self._again("parts")
+            after, read = memorize(config, start, now or None, Inputs(*rest), kick=kick or None, again=again)
             assert read is not None
             return *after, read
 
-        *after, read = self._call(run, carry, piece, inputs)
+        *after, read = self._call(chunk, carry, piece, inputs)
         return self._turn(carry, tuple(after), inputs.log_decay.sum(-1), piece), read
 
+    def _project(self, start: Params, rest: Params) -> Inputs:
+        """:func:`project` with features, gates and perhaps the valid slots behind each other in ``rest``."""
+        config, count = self.config, len(start)
+
+        def parts(*tensors: Tensor) -> tuple[Tensor, ...]:
+            features, *more = tensors[count:]
+            return tuple(project(config, tensors[:count], features, Gates(*more[:4]), more[4] if more[4:] else None))
+
+        return Inputs(*self._again("parts")(parts, *start, *rest))
+
     def _call(
-        self, run: Callable[..., tuple[Tensor, ...]], carry: _Carry, piece: Piece, rest: Sequence[Tensor]
+        self, chunk: Callable[..., tuple[Tensor, ...]], carry: _Carry, piece: Piece, rest: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """``run(start, now, kick, rest)``, kept for the backward by its inputs only where the config says so."""
+        """``chunk(start, now, kick, rest)``, kept for the backward by its inputs only where the config says so."""
         groups = (carry.start, () if piece.fresh else carry.now, self._kick(carry), tuple(rest))
         ends = [sum(len(group) for group in groups[: i + 1]) for i in range(len(groups))]
 
         def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return run(*(tensors[a:b] for a, b in zip([0, *ends], ends)))
+            return chunk(*(tensors[a:b] for a, b in zip([0, *ends], ends)))
 
-        tensors = [x for group in groups for x in group]
-        return recompute(flat, *tensors) if self.config.recompute and torch.is_grad_enabled() else flat(*tensors)
+        return self._again("chunk")(flat, *(x for group in groups for x in group))
+
+    def _again(self, what: str) -> Call:
+        return recompute if self.config.recompute == what and torch.is_grad_enabled() else run
 
     def _kick(self, carry: _Carry) -> Params:
         return tuple(self.config.momentum * m for m in carry.momentum)
@@ -310,7 +322,7 @@ class SelfModifyingMemory(nn.Module):
             start = tuple(x + kick for x, kick in zip(after, kicks))
             moved = tuple(kick + x - keep * old for kick, x, old in zip(kicks, after, carry.start))
         if self.config.decay and self.config.retention == "start":
-            start = tuple(x + (1 - keep) * base for x, base in zip(start, carry.base))
+            start = tuple(torch.addcmul(x, 1 - keep, base) for x, base in zip(start, carry.base))
         passed = _Carry(start, start, moved, torch.zeros_like(log_keep), carry.base)
         return passed if piece.done is True else _where(piece.done, passed, carry)
 

@@ -1,22 +1,22 @@
-"""One chunk of a self-modifying memory as functions of tensors, and how to keep only its inputs for the backward.
+"""One chunk of a self-modifying memory as functions of tensors.
 
 Shapes: ``N`` batch rows times heads, ``n`` memories, ``d`` head size, ``C`` tokens of the chunk, tokens last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from everlearn.memories.matrix import Chunk, Params
+from everlearn.memories.matrix import Chunk, Params, Trace
 from everlearn.memories.self_modifying_config import SelfModifyingConfig
 from everlearn.ops.delta_rule_chunk import decay_ratios
+from everlearn.ops.recompute import Call, run
 
-__all__ = ["Gates", "Inputs", "l2norm", "memorize", "project", "recompute"]
+__all__ = ["Gates", "Inputs", "l2norm", "memorize", "project"]
 
 
 class Gates(NamedTuple):
@@ -81,6 +81,7 @@ def memorize(
     *,
     kick: Params | None = None,
     reading: bool = True,
+    again: Call = run,
 ) -> tuple[Params, Tensor | None]:
     """Write a chunk into memories and read the last of them.
 
@@ -91,6 +92,7 @@ def memorize(
         inputs: see :func:`project`.
         kick: what momentum adds to every state of this chunk.
         reading: whether the last memory is read.
+        again: calls a function of tensors whose results the backward may compute again.
 
     Returns:
         the parameters after these tokens (without the kick) and the read ``[N, d, C]``.
@@ -98,46 +100,18 @@ def memorize(
     structure = config.memory_structure()
     ratios = decay_ratios(inputs.log_decay)
     chunk = Chunk(inputs.k, inputs.v, inputs.rate, ratios)
-    after, keys, writes = structure.write(start, now, chunk, config.write_rule())
+    after, traces = structure.write(start, now, chunk, config.write_rule(), again)
     if not reading:
         return after, None
     if config.read == "boundary":
         main = tuple(x[:, -1:] for x in start)
         return after, structure.apply(main, inputs.q.unsqueeze(1)).squeeze(1)
-    return after, structure.read(start if now is None else now, inputs.q, keys, writes, ratios, kick)
+    count = len(start)
 
+    def read(q: Tensor, ratios: Tensor, *tensors: Tensor) -> tuple[Tensor]:
+        own, flat, extra = tensors[:count], tensors[count : 4 * count], tensors[4 * count :]
+        written = [Trace(*flat[i : i + 3]) for i in range(0, 3 * count, 3)]
+        return (structure.read(own, q, written, ratios, extra or None),)
 
-def recompute(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """``function(*tensors)``, keeping only ``tensors`` for the backward, which runs the function again."""
-    return _Recompute.apply(function, *tensors)  # type: ignore[return-value]
-
-
-class _Recompute(torch.autograd.Function):
-    """Checkpointing that also works for second derivatives and under ``torch.func`` transforms."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-        return function(*tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.function = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        device = tensors[0].device.type
-        with torch.autocast(device, enabled=False):
-            if torch.is_grad_enabled():  # to be differentiated again
-                return None, *torch.func.vjp(ctx.function, *tensors)[1](grads)
-            needed = ctx.needs_input_grad[1:]
-            tensors = [x.detach().requires_grad_(need) for x, need in zip(tensors, needed)]
-            with torch.enable_grad():
-                outs = ctx.function(*tensors)
-            wanted = [x for x in tensors if x.requires_grad]
-            pairs = [(out, grad) for out, grad in zip(outs, grads) if out.requires_grad]
-            found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
-        return None, *(next(found) if need else None for need in needed)
+    before, extra = (tuple(x[:, -1] for x in group) for group in (start if now is None else now, kick or ()))
+    return after, again(read, inputs.q, ratios, *before, *(x for trace in traces for x in trace), *extra)[0]

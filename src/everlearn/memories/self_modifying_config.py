@@ -14,6 +14,7 @@ __all__ = ["ADAPTIVE", "SelfModifyingConfig"]
 ADAPTIVE = ("q", "k", "v", "eta", "alpha")
 READS = ("token", "boundary")
 RETENTIONS = ("zero", "start")
+RECOMPUTE = ("parts", "chunk", "nothing")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class SelfModifyingConfig:
         alpha_init: ``alpha`` at the start of training.
         conv_width: taps of the causal convolution on the input.
         output_norm: normalise each head's read before the output projection.
-        recompute: keep only chunk boundaries for the backward and compute the rest again.
+        recompute: what the backward computes again: ``"parts"``, all of a chunk but what its writes are made of;
+            ``"chunk"``, everything between chunk boundaries, the least memory; ``"nothing"``.
 
     Raises:
         InvalidArgument: sizes that do not divide, unknown names, rates out of range.
@@ -71,7 +73,7 @@ class SelfModifyingConfig:
     alpha_init: float = 0.99
     conv_width: int = 4
     output_norm: bool = True
-    recompute: bool = True
+    recompute: str = "parts"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adaptive", tuple(self.adaptive))
@@ -96,6 +98,8 @@ class SelfModifyingConfig:
             raise InvalidArgument(f"read: got {self.read!r}, expected one of {READS}")
         if self.retention not in RETENTIONS:
             raise InvalidArgument(f"retention: got {self.retention!r}, expected one of {RETENTIONS}")
+        if self.recompute not in RECOMPUTE:
+            raise InvalidArgument(f"recompute: got {self.recompute!r}, expected one of {RECOMPUTE}")
         if not 0 <= self.momentum < 1:
             raise InvalidArgument(f"momentum: got {self.momentum}, expected a number in [0, 1)")
         if not 0 < self.eta_init < self.eta_max:

@@ -24,7 +24,8 @@ def hope_tiny(**changes: Any) -> HopeConfig:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "intermediate_size": 640,
-        "memory": {"width": 32},
+        "memory": {"width": 16},
+        "cms_periods": [1, 8192],
     }
     return HopeConfig(**{**fields, **changes})
 
