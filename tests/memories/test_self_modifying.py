@@ -283,7 +283,7 @@ def test_no_nan_in_bfloat16(name):
         ({"eta_init": 1.0}, "eta_init"),
         ({"alpha_init": 1.0}, "alpha_init"),
         ({"width": 0}, "head_width"),
-        ({"recompute": True}, "recompute"),
+        ({"recompute": "some"}, "recompute"),
     ],
 )
 def test_bad_configurations_are_named(change, message):

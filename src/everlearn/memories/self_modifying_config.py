@@ -45,7 +45,8 @@ class SelfModifyingConfig:
         conv_width: taps of the causal convolution on the input.
         output_norm: normalise each head's read before the output projection.
         recompute: what the backward computes again: ``"parts"``, all of a chunk but what its writes are made of;
-            ``"chunk"``, everything between chunk boundaries, the least memory; ``"nothing"``.
+            ``"chunk"``, everything between chunk boundaries, the least memory; ``"nothing"``. True and False are the
+            first and the last.
 
     Raises:
         InvalidArgument: sizes that do not divide, unknown names, rates out of range.
@@ -73,10 +74,12 @@ class SelfModifyingConfig:
     alpha_init: float = 0.99
     conv_width: int = 4
     output_norm: bool = True
-    recompute: str = "parts"
+    recompute: str | bool = "parts"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adaptive", tuple(self.adaptive))
+        if isinstance(self.recompute, bool):
+            object.__setattr__(self, "recompute", "parts" if self.recompute else "nothing")
         for name in ("hidden_size", "num_heads", "chunk_size", "conv_width", "head_width", "outer_chunk_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from everlearn.errors import InvalidArgument
 from everlearn.memories.matrix import Params, WriteRule
 from everlearn.memories.mlp import ACTIVATIONS, MlpMemory
-from everlearn.memories.self_modifying_chunk import recompute
 from everlearn.memories.self_modifying_plan import Piece
 from everlearn.ops.delta_rule_chunk import decay_ratios
+from everlearn.ops.recompute import recompute
 
 __all__ = ["Carry", "Inputs", "MomentumTable", "NeuralMemory", "momentum_table"]
 
