@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -74,6 +77,29 @@ def test_an_interrupt_keeps_what_is_finished(everlearn, tmp_path, monkeypatch):
     assert everlearn("eval", "formal", *TINY, "--tasks", "aa,parity", "--json", out).code == 130
     kept = json.loads(out.read_text())
     assert (kept["complete"], {row["task"] for row in kept["rows"]}) == (False, {"aa"})
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_where_it_was(home, everlearn, tmp_path):
+    out = tmp_path / "r.json"
+    command = ["eval", "formal", "--budget", "tiny", "--models", "transformer", "--json", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "everlearn", *command], stderr=subprocess.DEVNULL)
+    try:
+        while not out.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    kept = json.loads(out.read_text())
+    first = {row["run"] for row in kept["rows"]}
+    assert (kept["complete"], "summary" in kept) == (False, False)
+    assert 0 < len(first) < 24
+    code, _, err = everlearn(*command)
+    assert (code, "parity: transformer, seed 0" in err) == (0, False)
+    kept = json.loads(out.read_text())
+    assert (kept["complete"], len({row["run"] for row in kept["rows"]})) == (True, 24)
+    assert [path.name for path in tmp_path.glob(".r.json*")] == []
 
 
 def test_every_suite_has_a_command(everlearn):
