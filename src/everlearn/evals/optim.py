@@ -76,7 +76,7 @@ class Budget:
 TASKS = ("surface", "orthogonal", "digits", "lm")
 BUDGETS = {
     "tiny": Budget({"surface": 20, "orthogonal": 20, "digits": 10, "lm": 3}, dict.fromkeys(TASKS, 1), points=2),
-    "small": Budget({"surface": 300, "orthogonal": 400, "digits": 300, "lm": 200}, dict.fromkeys(TASKS, 5)),
+    "small": Budget({"surface": 300, "orthogonal": 400, "digits": 300, "lm": 120}, dict.fromkeys(TASKS, 5)),
     "paper": Budget({"surface": 1000, "orthogonal": 1000, "digits": 1000, "lm": 3000}, dict.fromkeys(TASKS, 7), "hope"),
 }
 
