@@ -2,7 +2,8 @@
 
 Training tokens a second and peak memory (forward and backward), and decode tokens a second against the context length,
 of HOPE, of a Transformer++ of the same size, and of a stack of titans-pytorch's NeuralMemory where that is installed.
-Every measurement runs in a process of its own, the models in turn, in several rounds; the medians are compared.
+Every measurement runs in a process of its own, the models in turn, in several rounds; the medians are compared. With one
+thread, seconds are of the processor (:func:`everlearn.evals.results.compute_clock`): what else runs does not count.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everlearn.blocks.feed_forward import SwiGLU
+from everlearn.evals.results import compute_clock
 from everlearn.models.presets import preset
 from everlearn.models.registry import build as build_model
 
@@ -86,10 +87,11 @@ def measure_training(name: str, batch: int, length: int, steps: int) -> dict[str
         loss.backward()
 
     step()
-    begin = time.perf_counter()
+    clock = compute_clock()
+    begin = clock()
     for _ in range(steps):
         step()
-    seconds = (time.perf_counter() - begin) / steps
+    seconds = (clock() - begin) / steps
     count = sum(p.numel() for p in model.parameters())
     return {"tokens_per_s": batch * length / seconds, "peak_mib": peak_mib() - before, "parameters": count}
 
@@ -104,10 +106,11 @@ def measure_decoding(name: str, context: int, steps: int) -> dict[str, float]:
     token = torch.zeros(1, 1, dtype=torch.long)
     for _ in range(3):
         model(token, past_key_values=cache)
-    begin = time.perf_counter()
+    clock = compute_clock()
+    begin = clock()
     for _ in range(steps):
         token = model(token, past_key_values=cache).logits.argmax(-1)
-    return {"tokens_per_s": steps / (time.perf_counter() - begin), "cache_mib": cache.nbytes / 2**20}
+    return {"tokens_per_s": steps / (clock() - begin), "cache_mib": cache.nbytes / 2**20}
 
 
 def _task(queue: Any, threads: int, kind: str, arguments: tuple[Any, ...]) -> None:
@@ -172,7 +175,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def machine() -> dict[str, str]:
     """What was measured on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    packages = ("torch", "transformers", *(["titans-pytorch"] if importlib.util.find_spec("titans_pytorch") else []))
+    versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "commit": commit,
         "cpu": platform.processor() or platform.machine(),
@@ -195,7 +199,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("docs/results/speed.json"))
     args = parser.parse_args(argv)
-    results = {"command": " ".join(sys.argv), "machine": machine(), "threads": args.threads, **run(args)}
+    command = " ".join(["python -m benchmarks.speed", *sys.argv[1:]])
+    results = {"command": command, "machine": machine(), "threads": args.threads, **run(args)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(f"written to {args.out}")

@@ -15,6 +15,7 @@ from everlearn.cli.eval_ablation import eval_ablation
 from everlearn.cli.eval_babilong import eval_babilong
 from everlearn.cli.eval_diary import eval_diary
 from everlearn.cli.eval_formal import eval_formal
+from everlearn.cli.eval_learns import eval_learns
 from everlearn.cli.eval_lm import eval_lm
 from everlearn.cli.eval_mad import eval_mad
 from everlearn.cli.eval_niah import eval_niah
@@ -64,6 +65,7 @@ command(app)(generate)
 command(model_app, "fetch")(model_fetch)
 command(eval_app, "diary")(eval_diary)
 command(eval_app, "optim")(eval_optim)
+command(eval_app, "learns")(eval_learns)
 for _function in (eval_formal, eval_mad, eval_niah, eval_babilong, eval_lm, eval_ablation):
     command(eval_app, _function.__name__.removeprefix("eval_"))(_function)
 command(app)(report)

@@ -67,7 +67,7 @@ def train(
     }
     given = {name: value for name, value in given.items() if value is not None}
     flags = {"resume": resume, "bf16": bf16, "gradient_checkpointing": gradient_checkpointing, "cpu": cpu}
-    changes = dict(map(_field, change or []))
+    changes = dict(map(field, change or []))
     from everlearn.train import train as run
 
     if wrong := changes.keys() & inspect.signature(run).parameters.keys():
@@ -79,7 +79,7 @@ def train(
         report(asdict(result), f"{said}, held-out loss {result.held_out_loss:.4f}", as_json=as_json)
 
 
-def _field(text: str) -> tuple[str, Any]:
+def field(text: str) -> tuple[str, Any]:
     """Return the name and the value (JSON, or else a word) of ``name=value``."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():

@@ -205,9 +205,10 @@ class SelfModifyingMemory(nn.Module):
         batch, heads, size = features.shape[0], config.num_heads, config.head_size
         joint = config.outer_chunk_size == config.chunk_size
         cut = 0 if joint else config.projections
-        initial = self.init_state(batch)
-        whole = _carry(state, initial.start)
-        fresh = _carry(initial, initial.start) if any(piece.reset is not None for piece, _ in plan.pieces) else None
+        base = tuple(_working(p).expand(batch, *p.shape) for p in self.starts)
+        whole = _carry(state, base)
+        resets = any(piece.reset is not None for piece, _ in plan.pieces)
+        fresh = _carry(self.init_state(batch), base) if resets else None
         outer, main = _part(whole, slice(0, cut)), _part(whole, slice(cut, None))
         gates = self._gates(batch)
         valid = None if plan.layout is None else plan.layout.valid.repeat_interleave(heads, dim=0)
@@ -236,7 +237,7 @@ class SelfModifyingMemory(nn.Module):
 
     def _gates(self, batch: int) -> Gates:
         parts = (self.eta_weight, self.eta_bias, self.alpha_weight, self.alpha_bias)
-        return Gates(*(_working(p).repeat(batch, *[1] * (p.dim() - 1)) for p in parts))
+        return Gates(*(_working(p).expand(batch, *p.shape).flatten(0, 1) for p in parts))
 
     def _joint(
         self, carry: _Carry, features: Tensor, gates: Gates, valid: Tensor | None, piece: Piece

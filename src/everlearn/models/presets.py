@@ -25,7 +25,7 @@ def hope_tiny(**changes: Any) -> HopeConfig:
         "num_attention_heads": 4,
         "intermediate_size": 640,
         "memory": {"width": 16},
-        "cms_periods": [1, 8192],
+        "cms_periods": [1, 2048],
     }
     return HopeConfig(**{**fields, **changes})
 

@@ -41,12 +41,13 @@ def delta_gradient_write(
     between = (1,) * (weight.dim() - 3)
     rate = rate.view(rate.shape[0], *between, rate.shape[-1])
     ratios = ratios.view(ratios.shape[0], *between, *ratios.shape[-2:])
-    return _Write.apply(weight, x, grad, held, rate, ratios)  # type: ignore[return-value]
+    run = _Write.apply if torch.is_grad_enabled() else _Write.forward
+    return run(weight, x, grad, held, rate, ratios)  # type: ignore[return-value]
 
 
 def clip_length(x: Tensor, limit: float) -> Tensor:
     """``x min(1, limit / |x|)`` along the features ``[..., d, C]``; it is what Huber's loss has for a gradient."""
-    return _Clip.apply(x, limit)[0]  # type: ignore[index]
+    return (_Clip.apply if torch.is_grad_enabled() else _Clip.forward)(x, limit)[0]  # type: ignore[index]
 
 
 class _Clip(torch.autograd.Function):
@@ -89,8 +90,10 @@ class _Write(torch.autograd.Function):
         weight: Tensor, x: Tensor, grad: Tensor, held: Tensor, rate: Tensor, ratios: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         _, beta, decayed = _system(x, rate, ratios)
-        system, rhs = decayed * beta.unsqueeze(-2), torch.addcmul(grad, held, ratios[..., :-1, 0].unsqueeze(-2)).neg()
-        p = torch.linalg.solve_triangular(system.mT, rhs, upper=True, left=False, unitriangular=True)
+        p = torch.addcmul(grad, held, ratios[..., :-1, 0].unsqueeze(-2)).neg()
+        if x.shape[-1] > 1:
+            system = (decayed * beta.unsqueeze(-2)).mT
+            p = torch.linalg.solve_triangular(system, p, upper=True, left=False, unitriangular=True)
         written = p @ ((beta * ratios[..., -1, 1:]).unsqueeze(-2) * x).mT
         return p, beta, torch.addcmul(written, weight, ratios[..., -1:, :1])
 

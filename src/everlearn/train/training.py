@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -178,7 +179,7 @@ def _arguments(
         ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=not cpu,
+        dataloader_pin_memory=not cpu and torch.accelerator.is_available(),
         disable_tqdm=True,
         report_to=report_to,
     )
