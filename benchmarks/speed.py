@@ -2,8 +2,8 @@
 
 Training tokens a second and peak memory (forward and backward), and decode tokens a second against the context length,
 of HOPE, of a Transformer++ of the same size, and of a stack of titans-pytorch's NeuralMemory where that is installed.
-Every measurement runs in a process of its own, the models in turn, in several rounds; the medians are compared. With one
-thread, seconds are of the processor (:func:`everlearn.evals.results.compute_clock`): what else runs does not count.
+Every measurement runs in a process of its own, the models in turn, in several rounds; the medians are compared. With
+one thread, seconds are of the processor (:func:`everlearn.evals.results.compute_clock`): what else runs does not count.
 """
 
 from __future__ import annotations

@@ -37,12 +37,14 @@ class WriteRule:
         self_targets: the target is ``M(v)`` of the memory itself (Eq. 84); otherwise ``v``.
         max_error: longest gradient by a memory's output: beyond it the objective is Huber's (``l2``), or the target is
             cut to that length (``dot``). None is no bound: targets that a memory makes can then feed on themselves.
+        target_gradient: whether the outer gradient flows through targets.
     """
 
     rule: str = "dgd"
     objective: str = "l2"
     self_targets: bool = True
     max_error: float | None = 2.0
+    target_gradient: bool = True
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -54,6 +56,7 @@ class WriteRule:
 
     def gradient(self, out: Tensor, target: Tensor) -> Tensor:
         """Gradient of the objective by the memory's output; both ``[..., d, C]``."""
+        target = target if self.target_gradient else target.detach()
         return self.bounded(-target if self.objective == "dot" else out - target)
 
     def bounded(self, grad: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ All memories share ``k``, so their ``W2`` are one stacked matrix with one triang
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,9 +47,13 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 @dataclass(frozen=True)
 class MlpMemory:
-    """``M(x) = x + W1 s(W2 x)``; parameters ``W2`` ``[..., r, d]`` and ``W1`` ``[..., d, r]``."""
+    """``M(x) = x + W1 s(W2 x)``; parameters ``W2`` ``[..., r, d]`` and ``W1`` ``[..., d, r]``.
+
+    ``forgets``: whether ``W2`` and ``W1`` decay and erase; one that does not is written by plain gradient descent.
+    """
 
     activation: str = "silu"
+    forgets: tuple[bool, bool] = (True, True)
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -84,11 +88,11 @@ class MlpMemory:
             pre = w2 @ k
             h = activation(pre)
             out = w1 @ h.unflatten(-2, rows)
-            if rule.self_targets and rule.objective == "l2":  # M(k) - M(v) in one product
+            if rule.self_targets and rule.target_gradient and rule.objective == "l2":  # M(k) - M(v) in one product
                 behind = activation(w2 @ v)
                 e = rule.bounded((k - v).unsqueeze(-3) + w1 @ (h - behind).unflatten(-2, rows))
             elif rule.self_targets:
-                e = rule.gradient(out, v.unsqueeze(-3) + w1 @ activation(w2 @ v).unflatten(-2, rows))
+                e = rule.gradient(k.unsqueeze(-3) + out, v.unsqueeze(-3) + w1 @ activation(w2 @ v).unflatten(-2, rows))
             else:
                 e = rule.gradient(k.unsqueeze(-3) + out, v.unsqueeze(-3).expand_as(out))
             return pre, h, out, (w1.mT @ e).flatten(-3, -2) * slope(pre, h), e
@@ -99,8 +103,9 @@ class MlpMemory:
         w2_now = w2_now.flatten(-3, -2)
         if now is not None:
             held2, held1 = w2_now @ chunk.k, w1_now @ h
-        p2, strength2, w2_after = write_matrix(w2_now, chunk.k, g2, held2, chunk.rate, chunk.ratios, rule)
-        p1, strength1, w1_after = write_matrix(w1_now, h, e, held1, chunk.rate, chunk.ratios, rule)
+        (ratios2, rule2), (ratios1, rule1) = (_forgetting(chunk.ratios, rule, own) for own in self.forgets)
+        p2, strength2, w2_after = write_matrix(w2_now, chunk.k, g2, held2, chunk.rate, ratios2, rule2)
+        p1, strength1, w1_after = write_matrix(w1_now, h, e, held1, chunk.rate, ratios1, rule1)
         after = w2_after.unflatten(-2, rows), w1_after
         last2 = Trace(chunk.k, p2.unflatten(-2, rows)[:, -1], strength2)
         return after, (last2, Trace(h[:, -1], p1[:, -1], strength1[:, -1]))
@@ -108,5 +113,15 @@ class MlpMemory:
     def read(self, now: Params, q: Tensor, traces: Sequence[Trace], ratios: Tensor, extra: Params | None) -> Tensor:
         """Read one memory with ``q`` ``[N, d, C]`` after every token of the chunk: ``q + W1_t s(W2_t q)``."""
         kick2, kick1 = (None, None) if extra is None else extra
-        hidden = ACTIVATIONS[self.activation][0](read_matrix(now[0], q, traces[0], ratios, kick2))
-        return q + read_matrix(now[1], hidden, traces[1], ratios, kick1)
+        ratios2, ratios1 = (ratios if own else _lasting(ratios) for own in self.forgets)
+        hidden = ACTIVATIONS[self.activation][0](read_matrix(now[0], q, traces[0], ratios2, kick2))
+        return q + read_matrix(now[1], hidden, traces[1], ratios1, kick1)
+
+
+def _forgetting(ratios: Tensor, rule: WriteRule, own: bool) -> tuple[Tensor, WriteRule]:
+    return (ratios, rule) if own else (_lasting(ratios), replace(rule, rule="gd"))
+
+
+def _lasting(ratios: Tensor) -> Tensor:
+    """Decay ratios of a matrix that does not decay."""
+    return torch.ones_like(ratios).tril()

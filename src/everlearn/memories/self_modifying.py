@@ -317,13 +317,14 @@ class SelfModifyingMemory(nn.Module):
         carry = carry._replace(now=after, log_keep=log_keep)
         if piece.done is False:
             return carry
-        start, moved, keep = after, (), log_keep.exp()[..., None, None]
+        start, moved, kept = after, (), log_keep.exp()[..., None, None]
+        keeps = [kept if own else torch.ones_like(kept) for own in self.config.forgets]
         if carry.momentum:
             kicks = self._kick(carry)
             start = tuple(x + kick for x, kick in zip(after, kicks))
-            moved = tuple(kick + x - keep * old for kick, x, old in zip(kicks, after, carry.start))
+            moved = tuple(kick + x - keep * old for kick, x, keep, old in zip(kicks, after, keeps, carry.start))
         if self.config.decay and self.config.retention == "start":
-            start = tuple(torch.addcmul(x, 1 - keep, base) for x, base in zip(start, carry.base))
+            start = tuple(torch.addcmul(x, 1 - keep, base) for x, keep, base in zip(start, keeps, carry.base))
         passed = _Carry(start, start, moved, torch.zeros_like(log_keep), carry.base)
         return passed if piece.done is True else _where(piece.done, passed, carry)
 

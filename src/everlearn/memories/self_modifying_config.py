@@ -14,6 +14,7 @@ __all__ = ["ADAPTIVE", "SelfModifyingConfig"]
 ADAPTIVE = ("q", "k", "v", "eta", "alpha")
 READS = ("token", "boundary")
 RETENTIONS = ("zero", "start")
+FORGETTING = ("W1", "W2")
 RECOMPUTE = ("parts", "chunk", "nothing")
 
 
@@ -34,7 +35,10 @@ class SelfModifyingConfig:
         objective: ``"l2"`` or ``"dot"``.
         self_targets: memories learn towards targets of their own, ``M(v)``; otherwise towards ``v``.
         max_error: see :class:`everlearn.memories.matrix.WriteRule`.
+        target_gradient: the outer gradient also flows through ``M(v)`` (the inner one never does).
         decay: memories forget at ``alpha``; otherwise ``alpha = 1``.
+        forgetting: which matrices of a network decay and erase, ``alpha I - eta' x x^T``, of ``W1`` and ``W2``; one
+            that does not is written by plain gradient descent and keeps all.
         retention: what a forgetting memory returns to: ``"zero"``, or its trained ``"start"``, of which a chunk's end
             gives back what the chunk's decay took.
         momentum: theta of the inner momentum, stepped once a chunk; 0 is none.
@@ -63,8 +67,10 @@ class SelfModifyingConfig:
     rule: str = "dgd"
     objective: str = "l2"
     self_targets: bool = True
+    target_gradient: bool = True
     max_error: float | None = 2.0
     decay: bool = True
+    forgetting: tuple[str, ...] = ("W1", "W2")
     retention: str = "start"
     momentum: float = 0.0
     read: str = "token"
@@ -78,6 +84,7 @@ class SelfModifyingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adaptive", tuple(self.adaptive))
+        object.__setattr__(self, "forgetting", tuple(self.forgetting))
         if isinstance(self.recompute, bool):
             object.__setattr__(self, "recompute", "parts" if self.recompute else "nothing")
         for name in ("hidden_size", "num_heads", "chunk_size", "conv_width", "head_width", "outer_chunk_size"):
@@ -95,6 +102,8 @@ class SelfModifyingConfig:
             )
         if unknown := set(self.adaptive) - set(ADAPTIVE):
             raise InvalidArgument(f"adaptive: got {sorted(unknown)}, expected names out of {ADAPTIVE}")
+        if unknown := set(self.forgetting) - set(FORGETTING):
+            raise InvalidArgument(f"forgetting: got {sorted(unknown)}, expected names out of {FORGETTING}")
         if self.structure not in ("mlp", "matrix"):
             raise InvalidArgument(f"structure: got {self.structure!r}, expected 'mlp' or 'matrix'")
         if self.read not in READS:
@@ -141,11 +150,16 @@ class SelfModifyingConfig:
 
     def memory_structure(self) -> MlpMemory | MatrixMemory:
         """The structure all memories share."""
-        return MlpMemory(self.activation) if self.structure == "mlp" else MatrixMemory()
+        return MlpMemory(self.activation, self.forgets) if self.structure == "mlp" else MatrixMemory()
 
     def write_rule(self) -> WriteRule:
         """How memories are written."""
-        return WriteRule(self.rule, self.objective, self.self_targets, self.max_error)
+        return WriteRule(self.rule, self.objective, self.self_targets, self.max_error, self.target_gradient)
+
+    @property
+    def forgets(self) -> tuple[bool, ...]:
+        """Of each parameter of a memory, in their order, whether it decays."""
+        return (True,) if self.structure == "matrix" else ("W2" in self.forgetting, "W1" in self.forgetting)
 
     def replace(self, **changes: object) -> SelfModifyingConfig:
         """A copy with some fields changed."""

@@ -73,18 +73,19 @@ def self_modifying_naive(memory: SelfModifyingMemory, x: Tensor) -> tuple[Tensor
 
         k_all, v_all = (z.unsqueeze(2).expand(batch, heads, count + 1, size) for z in (k, v))
         target = _apply(config, tuple(start), v_all)[0] if config.self_targets else v_all
+        target = target if config.target_gradient else target.detach()
         grads = torch.func.grad(lambda p, k=k_all, g=target: _inner_loss(config, p, k, g))(tuple(start))
         keys = _apply(config, tuple(start), k_all)[1]
         scale = alpha[:, :, None, None, None]
         moved = []
-        for weight, grad, key in zip(now, grads, keys):
+        for weight, grad, key, forgets in zip(now, grads, keys, config.forgets):
             step = eta[:, :, None, None, None]
-            if config.rule == "dgd":
+            if config.rule == "dgd" and forgets:
                 step = step / (1 + step * key.square().sum(-1)[..., None, None])
                 erased = step * (weight @ key.unsqueeze(-1)) @ key.unsqueeze(-2)
             else:
                 erased = torch.zeros_like(weight)
-            moved.append(scale * weight - erased - step * grad)
+            moved.append((scale if forgets else 1.0) * weight - erased - step * grad)
         now, keep = tuple(moved), keep * alpha.unsqueeze(-1)
 
         seen = tuple(s[:, :, -1] for s in start)
@@ -93,10 +94,11 @@ def self_modifying_naive(memory: SelfModifyingMemory, x: Tensor) -> tuple[Tensor
         outs.append(_apply(config, seen, q)[0])
 
         ends = torch.tensor([(t + 1) % period == 0 for period in periods])[:, None, None]
-        for i, weight in enumerate(now):
-            change = kicks[i] + weight - keep[..., None, None] * start[i]
+        for i, (weight, forgets) in enumerate(zip(now, config.forgets)):
+            kept = keep[..., None, None] if forgets else 1.0
+            change = kicks[i] + weight - kept * start[i]
             momentum[i] = torch.where(ends, change, momentum[i])
-            given_back = (1 - keep[..., None, None]) * memory.starts[i] if config.retention == "start" else 0.0
+            given_back = (1 - kept) * memory.starts[i] if config.retention == "start" else 0.0
             start[i] = torch.where(ends, weight + kicks[i] + given_back, start[i])
         now = tuple(torch.where(ends, s, w) for s, w in zip(start, now))
         kicks = [config.momentum * m for m in momentum]
