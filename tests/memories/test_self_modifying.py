@@ -145,6 +145,34 @@ def test_is_causal(name):
         assert not torch.allclose(after[:, t], before[:, t])
 
 
+@pytest.mark.parametrize("read", ["token", "boundary"])
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 3), (2, 6), (3, 3), (64, 64)])
+@pytest.mark.parametrize("structure", ["mlp", "matrix"])
+def test_is_causal_for_every_read_and_chunk_size(read, sizes, structure):
+    made = layer(read=read, chunk_size=sizes[0], projection_chunk_size=sizes[1], structure=structure, momentum=0.3)
+    x = text(length=9)
+    before, _ = made(x)
+    for t in range(9):
+        changed = x.clone()
+        changed[:, t] -= 1.0
+        after, _ = made(changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert not torch.allclose(after[:, t], before[:, t])
+
+
+@pytest.mark.parametrize("name", ["default", "two_chunk_sizes_momentum", "boundary_read"])
+def test_a_long_input_in_pieces_equals_one_call(name):
+    made, x = layer(**VARIANTS[name]), text(batch=1, length=700)
+    with torch.no_grad():
+        whole, end = made(x)
+        state, outs = None, []
+        for part in x.split([257, 1, 99, 343], dim=1):
+            out, state = made(part, state)
+            outs.append(out)
+    torch.testing.assert_close(torch.cat(outs, dim=1), whole, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(list(state.now), list(end.now), rtol=1e-8, atol=1e-9)
+
+
 def test_rows_do_not_meet():
     made, x = layer(), text(batch=3)
     together, state = made(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -289,26 +291,34 @@ def _largest(state) -> float:
     return max(x.abs().max().item() for x in state.now)
 
 
-@pytest.mark.parametrize("text", ["random", "one_token", "short_cycle"])
+@pytest.mark.parametrize("text", ["random", "one_token", "short_cycle", "real"])
 def test_memories_stay_bounded(text):
     _bounded(2048, text)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ["random", "one_token", "short_cycle"])
+@pytest.mark.parametrize("text", ["random", "one_token", "short_cycle", "real"])
 def test_memories_stay_bounded_over_100k_tokens(text):
     _bounded(100_000, text)
+
+
+def _bytes_of_our_documents(length: int) -> torch.Tensor:
+    files = sorted(Path(__file__).parents[2].rglob("docs/*.md")) + sorted(Path(__file__).parents[1].rglob("*.py"))
+    text = b"".join(file.read_bytes() for file in files)
+    assert len(text) >= 100_000
+    return torch.frombuffer(bytearray(text[:length]), dtype=torch.uint8).long()
 
 
 @torch.no_grad()
 def _bounded(length: int, text: str) -> None:
     """A fast, forgetful-free memory on hard text: nothing grows, and the cache keeps its size."""
     hard = {"eta_init": 0.5, "alpha_init": 0.9999}
-    model = HopeForCausalLM(HopeConfig(**{**SIZES, "chunk_size": 64}, memory=hard)).eval()
+    model = HopeForCausalLM(HopeConfig(**{**SIZES, "vocab_size": 256, "chunk_size": 64}, memory=hard)).eval()
     ids = {
         "random": torch.randint(0, 31, (1, length)),
         "one_token": torch.full((1, length), 7),
         "short_cycle": torch.arange(length)[None] % 5,
+        "real": _bytes_of_our_documents(length)[None],
     }[text]
     cache, seen = model.new_cache(), []
     for part in ids.split(512, dim=1):

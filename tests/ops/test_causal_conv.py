@@ -32,3 +32,10 @@ def test_gradients_of_both_forms():
     assert torch.autograd.gradcheck(lambda *a: causal_conv(*a, age), given)
     everything = torch.full((2, 4), 2)
     torch.testing.assert_close(causal_conv(*given), causal_conv(*given, everything))
+
+
+def test_compiles_without_graph_breaks():
+    given = [torch.randn(1, 6, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)]
+    compiled = torch.compile(lambda *a: causal_conv(*a).sin().sum(), backend="aot_eager", fullgraph=True)
+    found = torch.autograd.grad(compiled(*given), given)
+    torch.testing.assert_close(found, torch.autograd.grad(causal_conv(*given).sin().sum(), given))

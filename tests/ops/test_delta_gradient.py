@@ -75,3 +75,24 @@ def test_clipping_is_the_gradient_of_hubers_loss(limit):
     assert torch.autograd.gradgradcheck(lambda x: clip_length(x, limit), (x,))
     zero = torch.zeros(1, 2, 1, requires_grad=True)
     assert torch.equal(torch.autograd.grad(clip_length(zero, limit).sum(), zero)[0], torch.ones(1, 2, 1))
+
+
+def test_compiles_without_graph_breaks():
+    given = [value.float().requires_grad_() for value in inputs()]
+
+    def run(*a):
+        p, beta, after = write(*a)
+        return clip_length(p, 1.0).sum() + beta.sum() + after.sin().sum()
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*given), run(*given))
+    torch.testing.assert_close(torch.autograd.grad(compiled(*given), given), torch.autograd.grad(run(*given), given))
+
+
+def test_without_gradients_the_result_is_the_same():
+    given = [value.requires_grad_() for value in inputs((2,))]
+    expected = write(*given)
+    with torch.no_grad():
+        found = write(*given)
+    assert not any(value.requires_grad for value in found)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))

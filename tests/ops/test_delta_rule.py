@@ -47,10 +47,15 @@ def test_chunk_equals_naive_with_every_gradient(variant, chunk_size):
         torch.testing.assert_close(chunk, naive, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("variant", ["full", "no_beta"])
-def test_gradcheck_of_every_input_and_the_initial_state(variant):
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mode", ["chunk", "naive"])
+def test_gradcheck_of_every_input_and_the_initial_state(variant, mode):
     args = [x.requires_grad_() if x is not None else None for x in inputs(variant, lead=(1,), length=5)]
-    assert torch.autograd.gradcheck(lambda *a: delta_rule(*a, chunk_size=2), args)
+
+    def run(*a):
+        return tuple(x for x in delta_rule(*a, chunk_size=2, mode=mode) if x is not None)
+
+    assert torch.autograd.gradcheck(run, args)
 
 
 def test_second_derivatives():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -104,6 +105,16 @@ def test_bad_arguments_are_named(book, tmp_path):
         generate(tmp_path, "x", max_new_tokens=0)
 
 
+def test_logs_to_tensorboard(book, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train("transformer-tiny", book, tokens=64 * 3, out=tmp_path / "out", report_to="tensorboard", **RUN)
+    (events,) = (tmp_path / "out").rglob("events.out.tfevents*")
+    log = EventAccumulator(str(events))
+    log.Reload()
+    assert [event.value for event in log.Scalars("train/loss")] == pytest.approx(losses(result), abs=1e-3)
+
+
 SCRIPT = """
 import sys
 from everlearn.train import train
@@ -130,3 +141,27 @@ def test_two_processes_give_the_loss_of_one(book, tmp_path):
     assert [e["loss"] for e in two["history"]] == pytest.approx([e["loss"] for e in one["history"]], abs=2e-4)
     assert two["held_out_loss"] == pytest.approx(one["held_out_loss"], abs=1e-4)
     assert two["tokens"] == one["tokens"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_the_same_curve(book, tmp_path):
+    """kill -9 some time after the first checkpoint; the same command again ends where an unbroken run does."""
+    code = (
+        "import sys\nfrom everlearn.train import train\n"
+        f"train('hope-tiny', sys.argv[1], tokens=64 * 40, out=sys.argv[2], save_every=4, **{RUN!r})\n"
+    )
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    command = [sys.executable, "-c", code, str(book)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*command, str(whole)], check=True, timeout=300, **quiet)
+    process = subprocess.Popen([*command, str(cut)], **quiet)
+    while process.poll() is None and not list(cut.glob("checkpoint-*/trainer_state.json")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (cut / "result.json").exists()
+    subprocess.run([*command, str(cut)], check=True, timeout=300, **quiet)
+    found = [json.loads((out / "result.json").read_text()) for out in (whole, cut)]
+    curves = [[entry["loss"] for entry in result["history"]] for result in found]
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    assert found[1]["held_out_loss"] == pytest.approx(found[0]["held_out_loss"], abs=1e-5)
