@@ -53,7 +53,7 @@ class MlpMemory:
     """
 
     activation: str = "silu"
-    forgets: tuple[bool, bool] = (True, True)
+    forgets: tuple[bool, ...] = (True, True)
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
