@@ -9,18 +9,19 @@ import torch
 from torch import nn
 
 from everlearn.evals import formal
-from everlearn.evals.contestants import choose
+from everlearn.evals.contestants import choose, configuration
 from everlearn.evals.fitting import IGNORED
 from everlearn.evals.formal import BINS, BUDGETS, FORMAL, batches, held_out, pad
 from everlearn.evals.formal_languages import LANGUAGES
 from everlearn.evals.suite import Job
+from everlearn.models.registry import count_parameters
 
 PLAN = BUDGETS["tiny"]
 SAMPLES = [(tuple([i % 2] * (1 + i)), tuple([1] * (1 + i))) for i in range(10)]
 
 
 def job(task="parity", model="hope", seed=0):
-    return Job(task, "", choose([model], {})[0], seed, (("lr", 3e-3),))
+    return Job(task, "", choose([model], {})[0], seed, (("lr", 3e-3), ("memory", "network")))
 
 
 def test_padding_is_not_scored():
@@ -38,6 +39,19 @@ def test_an_epoch_has_every_string_once_in_batches_of_like_length():
     other = list(itertools.islice(batches(SAMPLES, 2, 5, seed=1), 5))
     assert [b.inputs.shape for b in made] == [b.inputs.shape for b in again]
     assert [b.inputs.shape for b in made] != [b.inputs.shape for b in other]
+
+
+@pytest.mark.parametrize("memory", formal.MEMORIES)
+@pytest.mark.parametrize("budget", ["tiny", "small"])
+def test_every_memory_of_hope_makes_a_model_of_equal_size(memory, budget):
+    size = BUDGETS[budget].size
+    hope, other = choose(["hope", "transformer"], {})
+    config = configuration(hope, size, 4, tied=False, memory=formal.MEMORIES[memory])
+    assert config.memory_config().structure == ("matrix" if memory == "counter" else "mlp")
+    target = count_parameters(size.hope(4, tied=False))
+    assert abs(count_parameters(config) - target) <= 0.03 * target
+    like = configuration(other, size, 4, tied=False, memory=formal.MEMORIES[memory])
+    assert like.to_dict() == configuration(other, size, 4, tied=False).to_dict()
 
 
 def test_bins_are_longer_and_longer():
@@ -99,7 +113,7 @@ def test_hope_learns_parity_for_good_and_attention_does_not():
     found = {}
     for model in ("hope", "transformer"):
         torch.manual_seed(0)
-        one = Job("parity", "", choose([model], {})[0], 0, (("lr", 1e-2),))
+        one = Job("parity", "", choose([model], {})[0], 0, (("lr", 1e-2), ("memory", "network")))
         outcome = formal.run(one, plan, None, lambda what, share: None)
         found[model] = {m.setting: m.value for m in outcome.measures if m.metric == "sequences"}
     assert found["hope"] == {"bin0": 1.0, "bin1": 1.0, "bin2": 1.0}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from everlearn.errors import InvalidArgument
 from everlearn.models.backbone_config import BackboneConfig
 from everlearn.models.hope import HopeConfig
-from everlearn.models.registry import FAMILIES, build, family_config
+from everlearn.models.registry import FAMILIES, build, count_parameters, family_config
 
 __all__ = ["Contestant", "Size", "choose", "make"]
 
@@ -84,16 +84,41 @@ def choose(
     return [known[name] for name in dict.fromkeys(wanted)]
 
 
-def configuration(contestant: Contestant, size: Size, vocab_size: int, *, tied: bool = True) -> BackboneConfig:
-    """Return the contestant's configuration, as many parameters as HOPE of that size has, within 3%."""
+def configuration(
+    contestant: Contestant,
+    size: Size,
+    vocab_size: int,
+    *,
+    tied: bool = True,
+    memory: Mapping[str, Any] | None = None,
+) -> BackboneConfig:
+    """Return the contestant's configuration, as many parameters as HOPE of that size has, within 3%.
+
+    Args:
+        contestant: a family of the registry with changes.
+        size: the sizes all share.
+        vocab_size: of the tokens.
+        tied: whether the output layer is the embedding.
+        memory: a memory that HOPE has in place of ``size.memory``, its feed-forward network fitted to make up for it.
+    """
     like, changes = size.hope(vocab_size, tied=tied), dict(contestant.changes)
     if contestant.family != "hope":
         return family_config(contestant.family, like, **{**size.others.get(contestant.family, {}), **changes})
+    if memory is not None:
+        like = _as_large(like, replace(size, memory=memory), vocab_size, tied)
     if "memory" in changes:
         changes["memory"] = {**(like.memory or {}), **changes["memory"]}
     return HopeConfig(**{**like.to_diff_dict(), **changes})
 
 
-def make(contestant: Contestant, size: Size, vocab_size: int, *, tied: bool = True) -> Any:
-    """Return a new model, drawn from torch's seed."""
-    return build(configuration(contestant, size, vocab_size, tied=tied))
+def _as_large(like: HopeConfig, size: Size, vocab_size: int, tied: bool) -> HopeConfig:
+    """HOPE of a size with the number of parameters that ``like`` has: its feed-forward width is fitted."""
+    found = size.hope(vocab_size, tied=tied)
+    unit = 3 * size.hidden_size * size.layers
+    missing = round((count_parameters(like) - count_parameters(found)) / unit)
+    return replace(size, intermediate_size=size.intermediate_size + missing).hope(vocab_size, tied=tied)
+
+
+def make(contestant: Contestant, size: Size, vocab_size: int, **given: Any) -> Any:
+    """Return a new model, drawn from torch's seed; arguments as of :func:`configuration`."""
+    return build(configuration(contestant, size, vocab_size, **given))

@@ -179,7 +179,10 @@ def _costs(models: Sequence[str], rows: Sequence[Row]) -> list[str]:
         runs = list({row["run"]: row for row in rows if row["model"] == name}.values())
         finals = [row for row in runs if row["seed"] != TUNING_SEED]
         sizes = sorted({row["parameters"] for row in finals})
-        chosen = dict.fromkeys(", ".join(f"{k} {v:g}" for k, v in row["options"].items()) for row in finals)
+        chosen = dict.fromkeys(
+            ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["options"].items())
+            for row in finals
+        )
         cells = (
             name,
             f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}",
