@@ -16,6 +16,11 @@ def test_published_sizes(name):
     assert count_parameters(preset(name)) == pytest.approx(COUNTS[name], rel=0.01)
 
 
+@pytest.mark.parametrize("size", ["tiny", "760m", "1b3"])
+def test_hope_has_levels(size):
+    assert len(preset(f"hope-{size}").cms_periods) > 1
+
+
 @pytest.mark.parametrize("size", ["tiny", "760m"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_families_are_equal_in_parameters(family, size):
