@@ -43,7 +43,7 @@ class Budget:
     grid: tuple[dict[str, Any], ...]
     hi: int = 50
     tune_each: bool = False
-    patience: float = 1e-3
+    patience: float = 1e-4
     sorted_batches: int = 16
 
 
