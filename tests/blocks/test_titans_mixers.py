@@ -59,13 +59,15 @@ def test_memory_as_context_is_its_definition():
     """Segment by segment, with full attention over the sequence ``[persistent, h, x]`` written out."""
     layer = drawn(MemoryAsContext(HIDDEN, HEADS, chunk_size=CHUNK, persistent=3, width=3))
     x, outs = torch.randn(2, LENGTH, HIDDEN).double(), []
+    mixed = torch.cat((layer.query_proj(x), layer.key_value_proj(x)), dim=-1)
+    mixed = F.conv1d(F.pad(mixed.mT, (3, 0)), layer.conv.weight.T.unsqueeze(1), groups=4 * HIDDEN).mT
     carry, persistent = layer.memory.init_carry(2), layer.persistent.weight.expand(2, -1, -1)
     for start in range(0, LENGTH, CHUNK):
-        part = x[:, start : start + CHUNK]
-        length = part.shape[1]
-        query, wanted = layer.query_proj(part).chunk(2, dim=-1)
+        query, wanted, own = mixed[:, start : start + CHUNK].split([HIDDEN, HIDDEN, 2 * HIDDEN], dim=-1)
+        length = query.shape[1]
         recalled = layer.recall_norm(rows(layer.memory.recall(carry, unit(columns(F.silu(wanted))))))
-        key, value = layer.key_value_proj(torch.cat((persistent, recalled, part), dim=1)).chunk(2, dim=-1)
+        others = layer.key_value_proj(torch.cat((persistent, recalled), dim=1))
+        key, value = torch.cat((others, own), dim=1).chunk(2, dim=-1)
         query, key, value = (z.unflatten(-1, (HEADS, -1)).transpose(1, 2) for z in (query, key, value))
         place = torch.arange(length)
         turned = torch.cat((key[:, :, :3], rotate(key[:, :, 3:], torch.cat((place, place))[None])), dim=2)
@@ -73,10 +75,9 @@ def test_memory_as_context_is_its_definition():
         seen = torch.cat((torch.ones(length, 3, dtype=torch.bool), causal, causal), dim=1)
         scores = (rotate(query, place[None]) @ turned.mT / 2).masked_fill(~seen, -torch.inf)
         y = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        mixed, rates = layer.memory_proj(y).split([24, 6], dim=-1)
-        given = memory_inputs(mixed, rates, layer.gates)
+        given = memory_inputs(*layer.memory_proj(y).split([24, 6], dim=-1), layer.gates)
         carry, read = layer.memory.write(carry, given, Piece(0, length, True, True))
-        outs.append(layer.out_proj(layer.attention_norm(y) * F.silu(layer.memory_norm(rows(read)))))
+        outs.append(layer.out_proj(y * torch.sigmoid(layer.memory_norm(rows(read)))))
     found, state = layer(x, None, Context(torch.arange(LENGTH)[None]))
     torch.testing.assert_close(found, torch.cat(outs, dim=1))
     assert state["keys"].shape == (2, HEADS, 2 * CHUNK, 4)

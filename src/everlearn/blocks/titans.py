@@ -193,13 +193,15 @@ class MemoryAsContext(_Memorizing):
 
     For each segment, with ``M`` the memory at its start: ``h = M(q)`` with queries of the segment's tokens; ``y`` is
     attention over ``[persistent, h, x]``, in which a token sees its own and earlier ``h`` and ``x``; the memory is
-    written with ``y``, and the output is ``norm(y) . silu(norm(M_t(y)))``, ``M_t`` being the memory after that token.
-    The state holds the segment's keys and values, two for each of its places.
+    written with ``y``, and the output is ``y . sigmoid(norm(M_t(y)))``, ``M_t`` being the memory after that
+    token. A short convolution goes over what the projections make of ``x``. The state holds the segment's keys and
+    values, two for each of its places.
 
     Args:
         hidden_size, num_heads: as everywhere.
         chunk_size: tokens of a segment.
         persistent: tokens that are learned and in every segment.
+        conv_width: taps of the convolution.
         rope_theta: base of the rotary wavelengths within a segment.
         others: see :class:`TitansMixer`.
     """
@@ -211,6 +213,7 @@ class MemoryAsContext(_Memorizing):
         *,
         chunk_size: int = 64,
         persistent: int = 16,
+        conv_width: int = 4,
         rope_theta: float = 10000.0,
         step_max: float = 0.1,
         step: float = 0.005,
@@ -231,10 +234,10 @@ class MemoryAsContext(_Memorizing):
         self.persistent = nn.Embedding(persistent, hidden_size)
         self.query_proj = nn.Linear(hidden_size, 2 * hidden_size, bias=False)  # for the attention and for the memory
         self.key_value_proj = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.conv = ShortConv(4 * hidden_size, conv_width)
         self.recall_norm = nn.RMSNorm(hidden_size, eps=eps)
         self.sizes = [3 * hidden_size, 3 * num_heads]
         self.memory_proj = nn.Linear(hidden_size, sum(self.sizes), bias=False)
-        self.attention_norm = nn.RMSNorm(hidden_size, eps=eps)
         self.memory_norm = nn.RMSNorm(hidden_size, eps=eps)
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
@@ -242,7 +245,11 @@ class MemoryAsContext(_Memorizing):
         """Run over ``x`` ``[B, T, hidden_size]``, segment by segment."""
         plan, batch = self.plan(x, state, context), x.shape[0]
         layout = plan.layout
-        slots = x if layout is None else layout.to_slots(x)
+        projected = torch.cat((self.query_proj(x), self.key_value_proj(x)), dim=-1)
+        slots, history = self.conv(projected, state["conv"] if state else self.conv.init_state(batch), context)
+        slots = slots if layout is None else layout.to_slots(slots)
+        queries, wanted, own = slots.split([self.hidden_size, self.hidden_size, 2 * self.hidden_size], dim=-1)
+        queries = queries.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         place = torch.arange(slots.shape[1], device=x.device)[None]
         if layout is None and state is not None:
             place = place + state["position"][:, None]
@@ -251,23 +258,24 @@ class MemoryAsContext(_Memorizing):
         fresh = self.memory.init_carry(batch)
         carry, outs = self.carry(state, fresh), []
         keys, values = self._cached(state, x)
-        fixed = self._key_values(self.persistent.weight[None])
+        fixed = self._split(self.key_value_proj(self.persistent.weight[None]))
         for piece, _ in plan.pieces:
             here = slice(piece.begin, piece.end)
             if piece.reset is not None:
                 carry = fresh.where(piece.reset, carry)
-            query, recalled = self._recall(carry, slots[:, here])
-            key, value = self._key_values(torch.cat((recalled, slots[:, here]), dim=1))
+            recalled = self._recall(carry, wanted[:, here])
+            key, value = self._split(torch.cat((self.key_value_proj(recalled.to(x.dtype)), own[:, here]), dim=1))
             key = rotate(key, place[:, here].repeat(1, 2), self.rope_theta)
             keys, values = (
                 self._put(old, new, place[:, here], valid[:, here]) for old, new in ((keys, key), (values, value))
             )
-            y = self._attend(query, keys, values, fixed, place[:, here])
+            y = self._attend(queries[:, :, here], keys, values, fixed, place[:, here])
             carry, read = self._memorize(carry, y, valid[:, here], piece)
-            outs.append(_normed(self.attention_norm, y) * F.silu(_normed(self.memory_norm, read)))
-        y = torch.cat(outs, dim=1) if outs else slots
+            outs.append(y * torch.sigmoid(_normed(self.memory_norm, read)))
+        y = torch.cat(outs, dim=1) if outs else wanted
         y = y if layout is None else layout.from_slots(y)
-        return self.out_proj(y.to(x.dtype)), TensorState({**self.carried(carry, plan), "keys": keys, "values": values})
+        after = {**self.carried(carry, plan), "conv": history, "keys": keys, "values": values}
+        return self.out_proj(y.to(x.dtype)), TensorState(after)
 
     def _cached(self, state: TensorState | None, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values by place, those of what was recalled first, ``[B, heads, 2 chunk_size, d]`` each."""
@@ -277,17 +285,16 @@ class MemoryAsContext(_Memorizing):
         empty = self.key_value_proj.weight.new_zeros(x.shape[0], self.num_heads, 2 * self.chunk_size, size)
         return empty, empty
 
-    def _key_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        key, value = self.key_value_proj(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[B, heads, C, d]`` out of ``[B, C, 2 D]``."""
+        key, value = x.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return key, value
 
-    def _recall(self, carry: Carry, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The attention's queries ``[B, heads, C, d]`` and what the memory recalls for each token ``[B, C, D]``."""
-        query, wanted = self.query_proj(x).chunk(2, dim=-1)
-        with torch.autocast(x.device.type, enabled=False):
+    def _recall(self, carry: Carry, wanted: Tensor) -> Tensor:
+        """What the memory recalls for each token ``[B, C, D]``."""
+        with torch.autocast(wanted.device.type, enabled=False):
             read = self.memory.recall(carry, _unit(_columns(F.silu(wanted), self.num_heads)))
-        recalled = _normed(self.recall_norm, _rows(read, self.num_heads).flatten(2)).to(x.dtype)
-        return query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2), recalled
+        return _normed(self.recall_norm, _rows(read, self.num_heads).flatten(2))
 
     def _put(self, held: Tensor, new: Tensor, place: Tensor, valid: Tensor) -> Tensor:
         """``held`` ``[B, heads, 2 chunk_size, d]`` with those of the tokens' ``new`` in their places."""
