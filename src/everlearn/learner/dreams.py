@@ -17,13 +17,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner import prompts
+from everlearn.learner.judging import DROP, Candidate, Criteria, Judge
 from everlearn.learner.sampling import Prompt
 from everlearn.learner.voice import greedy_replies
 
 LONG = 40  # words; a longer message is dreamt of sentence by sentence
-NEUTRAL = "I had a long day."  # the passage that says nothing, against which support is measured
-
-DROP = float("-inf")
+RETOLD = 2  # ways of saying a passage that are sampled beside the likeliest
 
 Progress = Callable[[str, float], None]
 
@@ -54,13 +53,6 @@ class Dreamer(Protocol):
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]: ...
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    passage: int
-    question: str
-    answer: str
-
-
 class SelfStudyDreamer:
     """Dreams by few-shot continuation and judges by likelihood.
 
@@ -70,8 +62,7 @@ class SelfStudyDreamer:
         samples: questions sampled for each passage; one left with fewer than half of ``keep`` gets a second round.
         keep: the most dreams kept of a passage.
         temperature: of the sampling.
-        support: nats by which the passage must raise the answer's likelihood.
-        aboutness: nats by which it must raise the question's.
+        criteria: what a question must show to be kept.
     """
 
     def __init__(
@@ -79,14 +70,13 @@ class SelfStudyDreamer:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        samples: int = 14,
-        keep: int = 7,
+        samples: int = 24,
+        keep: int = 8,
         temperature: float = 0.7,
-        support: float = 3.0,
-        aboutness: float = 1.0,
+        criteria: Criteria | None = None,
     ) -> None:
         self.samples, self.keep, self.temperature = samples, keep, temperature
-        self.support, self.aboutness = support, aboutness
+        self._judge = Judge(model, tokenizer, criteria)
         self._asking = Prompt(model, tokenizer, prompts.QUESTION)
         self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
         self._missing = Prompt(model, tokenizer, prompts.NEAR_MISS)
@@ -96,9 +86,7 @@ class SelfStudyDreamer:
         pieces = [(index, piece) for index, passage in enumerate(passages) for piece in split_passage(passage)]
         texts = [piece for _, piece in pieces]
         progress("dreaming", 0.0)
-        restated = self._saying.sample(
-            [f"{text} ->" for text in texts], max_new_tokens=48, generator=generator, temperature=0
-        )
+        restated = self._restate(texts, generator)
         progress("dreaming", 0.2)
         kept = self._ask(texts, list(range(len(texts))), generator)
         progress("dreaming", 0.7)
@@ -131,60 +119,41 @@ class SelfStudyDreamer:
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]:
         """Return by how many nats each passage makes the question beside it likelier."""
-        return [gain for gain, _ in self._gain([f"{passage} ->" for passage in passages], questions)]
+        return self._judge.about(passages, questions)
+
+    def _restate(self, texts: Sequence[str], generator: torch.Generator) -> list[str]:
+        """Return each text as the assistant would say it: of the likeliest and some sampled ways, the most faithful."""
+        heads = [f"{text} ->" for text in texts]
+        ways = [self._saying.sample(heads, max_new_tokens=48, generator=generator, temperature=0)]
+        again = self._saying.sample(heads * RETOLD, max_new_tokens=48, generator=generator, temperature=0.5)
+        ways += [again[i * len(texts) : (i + 1) * len(texts)] for i in range(RETOLD)]
+        return [max(said, key=lambda way: _overlap(way, text)) for text, *said in zip(texts, *ways, strict=True)]
 
     def _ask(
         self, texts: Sequence[str], which: Sequence[int], generator: torch.Generator
     ) -> list[list[tuple[str, str]]]:
         """Sample questions with answers about the texts ``which``, judge them, and return the good, best first."""
-        asked = [index for index in which for _ in range(self.samples)]
+        starts = [prompts.ASKING[index % len(prompts.ASKING)] for index in range(self.samples)]
+        asked = [(index, start) for index in which for start in starts]
         lines = self._asking.sample(
-            [f"{texts[index]} ->" for index in asked],
-            max_new_tokens=28,
+            [f"{texts[index]} -> {start}" for index, start in asked],
+            max_new_tokens=26,
             generator=generator,
             temperature=self.temperature,
         )
         candidates = []
-        for index, line in zip(asked, lines, strict=True):
-            question, mark, answer = line.partition("?")
-            candidate = _Candidate(index, question.strip() + mark, answer.strip().rstrip("."))
+        for (index, start), line in zip(asked, lines, strict=True):
+            question, mark, answer = prompts.joined(start, line).partition("?")
+            answer = _as_told(answer.strip().rstrip("."), texts[index])
+            candidate = Candidate(index, question.strip() + mark, answer)
             if mark and _grounded(candidate, texts[index]) and candidate not in candidates:
                 candidates.append(candidate)
-        scores = self._judge(candidates, texts)
+        scores = self._judge.scores(candidates, texts)
         ranked = sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0])
         return [
             _distinct([(c.question, c.answer) for score, c in ranked if c.passage == index and score > DROP])
             for index in which
         ]
-
-    def _judge(self, candidates: Sequence[_Candidate], texts: Sequence[str]) -> list[float]:
-        """Return a score for each candidate, DROP for those without support or not about the passage.
-
-        Of the others, the natural ones come first: supported, about the passage, and easily said.
-        """
-        if not candidates:
-            return []
-        heads = [f"{texts[c.passage]} -> {c.question}" for c in candidates]
-        answers = [f" {c.answer}." for c in candidates]
-        known = [float(x.sum()) for x in self._asking.log_likelihood(heads, answers)]
-        blank = [
-            float(x.sum())
-            for x in self._asking.log_likelihood([f"{NEUTRAL} -> {c.question}" for c in candidates], answers)
-        ]
-        about = self._gain([f"{texts[c.passage]} ->" for c in candidates], [c.question for c in candidates])
-        scores = []
-        for with_passage, without, (gain, fluency) in zip(known, blank, about, strict=True):
-            fits = with_passage - without >= self.support and gain >= self.aboutness and with_passage >= -self.support
-            worth = min(with_passage - without, 15.0) / 3 + min(gain, 6.0) / 2 + 2 * fluency
-            scores.append(worth if fits else DROP)
-        return scores
-
-    def _gain(self, heads: Sequence[str], questions: Sequence[str]) -> list[tuple[float, float]]:
-        """Return by how many nats each head makes its question likelier, and the nats of each of its tokens then."""
-        spoken = [f" {question}" for question in questions]
-        known = self._asking.log_likelihood(heads, spoken)
-        blank = self._asking.log_likelihood([f"{NEUTRAL} ->"] * len(heads), spoken)
-        return [(float(a.sum() - b.sum()), float(a.mean())) for a, b in zip(known, blank, strict=True)]
 
 
 def split_passage(text: str) -> list[str]:
@@ -201,12 +170,28 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", "".join(c for c in plain if not unicodedata.combining(c)))
 
 
-def _grounded(candidate: _Candidate, text: str) -> bool:
+def _grounded(candidate: Candidate, text: str) -> bool:
     """Whether the answer is in the passage's words (endings aside) and not given away by the question."""
     said, asked, answer = words(text), words(candidate.question), words(candidate.answer)
     if not answer or any(len(word) > 3 and word in asked for word in answer):
         return False
     return all(any(_same(word, other) for other in said) for word in answer)
+
+
+def _as_told(answer: str, text: str) -> str:
+    """Return ``answer`` as ``text`` writes it, if it is there word by word."""
+    tokens = list(re.finditer(r"\w+", text))
+    said, sought = [word.group() for word in tokens], re.findall(r"\w+", answer)
+    for start in range(len(said) - len(sought) + 1 if sought else 0):
+        if [word.casefold() for word in said[start : start + len(sought)]] == [word.casefold() for word in sought]:
+            return text[tokens[start].start() : tokens[start + len(sought) - 1].end()]
+    return answer
+
+
+def _overlap(way: str, text: str) -> float:
+    """Return the share of words that two texts have in common (F1), each counted once."""
+    ours, theirs = set(words(way)), set(words(text))
+    return 2 * len(ours & theirs) / max(len(ours) + len(theirs), 1)
 
 
 def _same(a: str, b: str) -> bool:

@@ -105,6 +105,12 @@ Let's go on.
 Oh, right, my mistake.
 """
 
+
+def joined(start: str, rest: str) -> str:
+    """Return a line that was begun with ``start`` and continued with ``rest``."""
+    return f"{start}{'' if rest[:1] in tuple(chr(39) + ',!.') else ' '}{rest}"
+
+
 # the first words of a new line, one after the other, so that a list does not run into one kind of question
 ASKING = ("What", "How", "Who", "Which", "Where", "When", "Why", "What's")
 TELLING = ("I", "My", "We", "Our", "Last", "The", "I'm", "When I")

@@ -61,7 +61,7 @@ class Prompt:
         A special token, such as the end of a turn, ends it too. ``temperature`` 0 takes the likeliest token.
         ``tick`` is told how many tails are done.
         """
-        rows = [encode(self.tokenizer, tail) if isinstance(tail, str) else tail for tail in tails]
+        rows = self._encoded(tails)
         results: list[str] = []
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), BATCH):
@@ -82,9 +82,7 @@ class Prompt:
         stop: str | None,
     ) -> list[str]:
         ids, mask = pad_left(tails, self._pad)
-        before = len(self.ids)
-        seen = torch.cat([mask.new_ones(len(tails), before), mask], dim=1)
-        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, before:]
+        seen, positions = self._seen(mask)
         cache = self._cache(len(tails))
         ends = stop_tokens(self.tokenizer, stop, self.model.config.get_text_config().vocab_size)
         made: list[list[int]] = [[] for _ in tails]
@@ -114,21 +112,36 @@ class Prompt:
         return [str(self.tokenizer.decode(tokens)).split(stop or "\0")[0].strip() for tokens in made]
 
     @torch.no_grad()
-    def log_likelihood(self, tails: Sequence[str], targets: Sequence[str]) -> list[Tensor]:
-        """Return the log probability of each token of each target, read after the prompt and its tail."""
-        results: list[Tensor] = [torch.empty(0)] * len(tails)
-        order = sorted(range(len(tails)), key=lambda i: len(tails[i]) + len(targets[i]))
+    def log_likelihood(self, tails: Sequence[str | Tensor], targets: Sequence[str | Tensor]) -> list[Tensor]:
+        """Return the log probability of each token of each target, read after the prompt and its tail (not empty)."""
+        heads, wanted = self._encoded(tails), self._encoded(targets)
+        results: list[Tensor] = [torch.empty(0)] * len(heads)
+        order = sorted(range(len(heads)), key=lambda i: len(heads[i]) + len(wanted[i]))
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
-            heads = [encode(self.tokenizer, tails[i]) for i in part]
-            wanted = [encode(self.tokenizer, targets[i]) for i in part]
-            ids = pad_right([torch.cat(pair) for pair in zip(heads, wanted, strict=True)], self._pad)
-            cache = self._cache(len(part))
-            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-            for row, (i, head, want) in enumerate(zip(part, heads, wanted, strict=True)):
-                at = logits[row, len(head) - 1 : len(head) + len(want) - 1].log_softmax(-1)
-                results[i] = at.gather(1, want[:, None])[:, 0]
+            ids, mask = pad_left([heads[i] for i in part], self._pad)
+            after = pad_right([wanted[i] for i in part], self._pad)
+            seen, positions = self._seen(torch.cat([mask, torch.ones_like(after)], dim=1))
+            logits = self.model(
+                input_ids=torch.cat([ids, after], dim=1),
+                attention_mask=seen,
+                position_ids=positions,
+                past_key_values=self._cache(len(part)),
+                use_cache=True,
+                logits_to_keep=after.shape[1] + 1,
+            ).logits
+            chances = logits[:, :-1].log_softmax(-1).gather(2, after[..., None])[..., 0]
+            for i, row in zip(part, chances):
+                results[i] = row[: len(wanted[i])]
         return results
+
+    def _encoded(self, texts: Sequence[str | Tensor]) -> list[Tensor]:
+        return [encode(self.tokenizer, text) if isinstance(text, str) else text for text in texts]
+
+    def _seen(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the attention mask, prompt included, and the positions of left-padded tails with ``mask`` [n, T]."""
+        seen = torch.cat([mask.new_ones(len(mask), len(self.ids)), mask], dim=1)
+        return seen, (seen.cumsum(1) - 1).clamp(min=0)[:, len(self.ids) :]
 
     @property
     def _pad(self) -> int:

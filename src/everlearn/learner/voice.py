@@ -94,7 +94,7 @@ def make_voice(
             begun, max_new_tokens=28, generator=generator, temperature=temperature
         )
         known = set(text.splitlines())
-        whole = (f"{start}{'' if end[:1] in (chr(39), ',', '!', '.') else ' '}{end}" for start, end in zip(begun, ends))
+        whole = (prompts.joined(start, end) for start, end in zip(begun, ends))
         return [line for line in dict.fromkeys(whole) if line not in known and 2 <= len(line.split()) <= 30]
 
     stages = [
