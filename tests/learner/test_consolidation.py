@@ -36,7 +36,8 @@ DREAMS = [
 def parts(tmp_path, monkeypatch):
     monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
     base, tokenizer = load_model(str(tiny_learner.make_model(tmp_path)))
-    model = stack_levels(base, [Level("slow")], wiring="independent", layers=[2, 3], memory=gated_memories(32))
+    memory = gated_memories(32, below=True)
+    model = stack_levels(base, [Level("slow")], wiring="independent", layers=[1, 2, 3], memory=memory)
     split = SplitModel(model)
     anchor = load_anchor(split, tokenizer, VOICE, "key")
     lowest = next(iter(continua(model).values()))
@@ -91,12 +92,12 @@ def test_shared_beginning_changes_no_result(parts):
     work = consolidator(parts, passes=3)
     work.learn(DREAMS, [], torch.Generator().manual_seed(0), quiet)
     examples = encode_examples(parts[1], [(dream.question, dream.reply) for found in DREAMS for dream in found])
-    hidden = run_trunk(parts[2], examples).hidden
+    acts, rows = run_trunk(parts[2], examples), torch.arange(len(examples))
     with torch.no_grad():
         assert work._past is not None
-        short = work._states(hidden, examples)
+        short = work._states(acts, rows, examples)
         work._past, work._start = None, 0
-        torch.testing.assert_close(short, work._states(hidden, examples), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(short, work._states(acts, rows, examples), rtol=1e-3, atol=1e-3)
 
 
 def test_a_result_that_fails_the_check_is_rejected(parts):
@@ -118,7 +119,7 @@ def test_near_misses_stay_the_base(parts):
     examples = encode_examples(tokenizer, [(near.question, near.reply)])
     with torch.no_grad():
         gate.set_(torch.zeros(32), torch.tensor(-1.0))
-        base = split.upper(run_trunk(split, examples).hidden)
+        base = split.upper(run_trunk(split, examples))
     length = int(examples.lengths[0])
     torch.testing.assert_close(work.anchor.teacher[-1, :length], base[0], rtol=1e-4, atol=1e-4)
 
@@ -133,12 +134,12 @@ def test_anchor_weight_keeps_the_voice(parts):
         fit = torch.zeros(32)
         gate.set_(fit, torch.tensor(1.0))  # everything open: only the anchor holds
         examples = encode_examples(tokenizer, [(dream.question, dream.reply) for found in DREAMS for dream in found])
-        hidden = run_trunk(split, examples).hidden
-        work._train(examples, hidden, anchor.trained(), 20, torch.Generator().manual_seed(0), quiet)
+        acts = run_trunk(split, examples)
+        work._train(examples, acts, anchor.trained(), 20, torch.Generator().manual_seed(0), quiet)
         rows = anchor.trained()
         mask = anchor.replies.targets[rows] != IGNORE
         with torch.no_grad():
-            ours = split.logits(split.upper(anchor.activations.hidden[rows])[mask]).log_softmax(-1)
+            ours = split.logits(split.upper(anchor.activations.part(rows))[mask]).log_softmax(-1)
             base = split.logits(anchor.teacher[rows][mask]).log_softmax(-1)
         return float((base.exp() * (base - ours)).sum(-1).mean())
 

@@ -25,25 +25,39 @@ OLD = [
     Kept(1, 7, dream("What is the name of my dog?", "your dog is Rex")),
     Kept(2, 7, dream("Who barks?", "your dog is Rex")),
     Kept(3, 8, dream("Which instrument do I play? lute", "you play the lute")),
+    Kept(4, 7, dream("How big is my dog?", "your dog is small")),
 ]
 
 
-def test_what_is_told_later_takes_the_question_over():
-    new = {9: ("my dog is now called Max", [dream("What is my dog called?", "your dog is Max")])}
-    assert superseded(Judge(), new, OLD) == {9: [1]}
+def test_what_is_told_later_takes_the_question_and_its_answer_over():
+    new = {9: ("my dog is now called Max", [dream("What is the name of my dog?", "your dog is Max")])}
+    assert superseded(Judge(), new, OLD) == {9: [1, 2]}
 
 
-def test_something_else_leaves_old_dreams_alone():
+def test_the_same_answer_is_no_contradiction():
+    new = {9: ("Rex, my dog, is old", [dream("What is the name of my dog?", "your dog is Rex")])}
+    assert superseded(Judge(), new, OLD) == {9: []}
+
+
+def test_a_question_the_new_passage_is_not_about_stays():
+    new = {9: ("we have a boat", [dream("What is the name of my dog?", "your boat is Max")])}
+    assert superseded(Judge(), new, OLD) == {9: []}
+
+
+def test_something_else_is_not_even_compared():
     judge = Judge()
-    new = {9: ("we bought a boat", [dream("What did we buy?", "you bought a boat")])}
+    new = {9: ("we bought a boat", [dream("Where did we buy the boat?", "you bought a boat")])}
     assert superseded(judge, new, OLD) == {9: []}
+    assert judge.asked == []
 
 
-def test_only_the_nearest_are_compared():
-    many = [Kept(i, i, dream(f"What about thing{i} of mine?", f"it is thing{i}")) for i in range(50)]
+def test_rare_words_decide_what_is_alike():
+    """Many questions share their frame; the word that tells them apart counts most."""
+    many = [Kept(i, i, dream(f"What is the name of my thing{i}?", f"it is called name{i}")) for i in range(40)]
     judge = Judge()
-    superseded(judge, {99: ("about thing3 of mine", [])}, many)
-    assert 0 < len(judge.asked) <= 4
+    new = {99: ("my thing3 has another name", [dream("What is the name of my thing3?", "it is called Max")])}
+    assert superseded(judge, new, many) == {99: [3]}
+    assert [question for _, question in judge.asked] == ["What is the name of my thing3?"]
 
 
 def test_replay_is_even_over_observations():

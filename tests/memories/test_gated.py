@@ -99,6 +99,8 @@ def test_bad_sizes():
     with pytest.raises(InvalidArgument, match="hidden_size"):
         Gate(0)
     with pytest.raises(InvalidArgument, match="width"):
-        GatedMemory(4, 0, Gate(4), opens=True)
+        GatedMemory(4, 0, Gate(4), opens=False)
+    with pytest.raises(InvalidArgument, match="width"):
+        GatedMemory(4, -1, Gate(4), opens=True)
     with pytest.raises(InvalidArgument, match="weight, bias"):
         Gate(4).set_(torch.zeros(3), torch.tensor(0.0))

@@ -21,8 +21,9 @@ from everlearn.models.hub import cache_dir
 from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
+KEPT = ("teacher", "own", "statements", "chatter", "moments")  # what is cached beside the activations
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
-GATE_DECAY = 0.003  # weight decay of the gate's logistic regression
+GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
 # weights in the gate's regression: the token that starts a reply, one of a learned reply, one of ordinary text, and the
 # end of a question about one's own life of which nothing was told
@@ -40,6 +41,8 @@ class Anchor:
         own: what the lowest memory reads at the end of a question about one's own life, [m, d].
         statements: the same at the end of something told about oneself, [k, d].
         chatter: the same at the end of what tells nothing, [l, d].
+        moments: second moments E[x x^T] of what each learning layer's memories read on the replies, each x scaled to
+            mean square 1, [layers, d, d].
         contrasts: how many of the replies, the last ones, are near misses of the dreams.
     """
 
@@ -49,6 +52,7 @@ class Anchor:
     own: Tensor
     statements: Tensor
     chatter: Tensor
+    moments: Tensor
     contrasts: int = 0
 
     def trained(self) -> Tensor:
@@ -90,30 +94,31 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
         try:
             kept = load_file(path)
             if kept["ids"].shape == replies.ids.shape and torch.equal(kept["ids"], replies.ids):
-                acts = Activations(kept["hidden"], kept["read"])
-                return Anchor(replies, acts, kept["teacher"], kept["own"], kept["statements"], kept["chatter"])
+                acts = Activations(kept.pop("hidden"), kept.pop("read"))
+                return Anchor(replies, acts, **{name: kept[name] for name in KEPT})
         except (SafetensorError, OSError, KeyError):
             pass  # a damaged cache is made anew
     acts = run_trunk(split, replies)
-    with torch.no_grad():
-        teacher = torch.cat([split.upper(part) for part in acts.hidden.split(32)])
+    with torch.no_grad(), split.watching() as seen:
+        teacher = torch.cat([split.upper(part) for part in acts.split(32)])
+    spoken = torch.arange(replies.ids.shape[1])
+    spoken = (spoken >= replies.asked[:, None]) & (spoken < replies.lengths[:, None])
+    moments = torch.stack([_second_moment(torch.cat(layer)[spoken]) for layer in seen])
     own, statements, chatter = (read_at_end(split, tokenizer, t) for t in (voice.own, voice.statements, voice.chatter))
-    anchor = Anchor(replies, acts, teacher, own, statements, chatter)
-    tensors = {
-        "ids": replies.ids,
-        "hidden": acts.hidden,
-        "read": acts.read,
-        "teacher": teacher,
-        "own": anchor.own,
-        "statements": anchor.statements,
-        "chatter": anchor.chatter,
-    }
+    anchor = Anchor(replies, acts, teacher, own, statements, chatter, moments)
+    tensors = {"ids": replies.ids, "hidden": acts.hidden, "read": acts.read}
+    tensors |= {name: getattr(anchor, name) for name in KEPT}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     except (OSError, StoreError):
         pass  # a cache that cannot be written costs time, nothing else
     return anchor
+
+
+def _second_moment(x: Tensor) -> Tensor:
+    x = rms_normalise(x)
+    return x.T @ x / len(x)
 
 
 def fit_gate(gate: Gate, anchor: Anchor, dreams: Examples, read: Tensor) -> None:

@@ -10,14 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument, SleepRejected
 from everlearn.learner.anchor import Anchor, fit_gate, reply_positions, shared_start
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import Examples, encode_examples, run_trunk
-from everlearn.memories.gated import Gate
-from everlearn.models.stacking import memory_parameters
+from everlearn.learner.whitening import Whitened
+from everlearn.memories.gated import Gate, GatedMemory
+from everlearn.models.stacking import continua
 from everlearn.models.trunk import Activations, Past, SplitModel
 
 Progress = Callable[[str, float], None]
@@ -44,6 +45,7 @@ class Schedule:
         rate: peak learning rate; falls linearly to a tenth.
         batch: dreams in a step.
         anchors: replies of the base's voice in a step.
+        anchor_tokens: tokens of each of them that are held to the base: where a reply turns personal, it does early.
         enough: mean loss of a pass at which learning ends early.
         replay: old dreams for each new one, at most.
         agreement: least top-1 agreement with the base on replies of its own voice that were never trained on.
@@ -51,11 +53,12 @@ class Schedule:
         retries: how often a sleep that fails the check is mended before it is given up.
     """
 
-    passes: int = 12
+    passes: int = 10
     steps: int = 80
-    rate: float = 1e-3
+    rate: float = 3e-3
     batch: int = 8
-    anchors: int = 4
+    anchors: int = 8
+    anchor_tokens: int = 8
     enough: float = 0.05
     replay: float = 1.0
     agreement: float = 0.93
@@ -63,7 +66,7 @@ class Schedule:
     retries: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("passes", "batch", "rate"):
+        for name in ("passes", "batch", "rate", "anchor_tokens"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(f"{name}: got {getattr(self, name)}, expected a number above 0")
         for name in ("steps", "anchors", "enough", "replay", "retries", "agreement", "recall"):
@@ -145,7 +148,7 @@ class Consolidator:
         self.optimizer = optimizer
         self._start = 0
         self._past: Past | None = None
-        self._params: list[Tensor] = list(memory_parameters(split.model, level).values())
+        self._memories = [memory for memory in level_memories(split.model, level) if memory.b.numel()]
 
     def learn(
         self,
@@ -171,11 +174,11 @@ class Consolidator:
         self.anchor = self._contrasted([dream for found in [*new, replay] for dream in found if dream.contrast])
         fit_gate(self.gate, self.anchor, examples, acts.read)
         checks = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in held or trained])
-        seen = run_trunk(self.split, checks).hidden
+        seen = run_trunk(self.split, checks)
         self._share_start(examples, acts)
         anchored = self._open_anchors()
         wanted = max(self.schedule.passes, -(-self.schedule.steps // -(-len(examples) // self.schedule.batch)))
-        passes, loss = self._train(examples, acts.hidden, anchored, wanted, generator, progress)
+        passes, loss = self._train(examples, acts, anchored, wanted, generator, progress)
         retries = 0
         while True:
             progress("checking", 1.0)
@@ -194,20 +197,21 @@ class Consolidator:
             if agreement < self.schedule.agreement:
                 self._back_off()
             more = max(2, self.schedule.passes // 4)
-            done, loss = self._train(examples, acts.hidden, anchored, more, generator, progress)
+            done, loss = self._train(examples, acts, anchored, more, generator, progress)
             passes += done
 
     def _train(
         self,
         examples: Examples,
-        hidden: Tensor,
+        acts: Activations,
         anchored: Tensor,
         passes: int,
         generator: torch.Generator,
         progress: Progress,
     ) -> tuple[int, float]:
         """Train for at most ``passes`` passes; return how many were needed and the mean loss of the last."""
-        optimizer = self.optimizer(self._params, self.schedule.rate)
+        whitened = Whitened(self._memories, self.anchor.moments)
+        optimizer = self.optimizer(whitened.params, self.schedule.rate)
         rates = [group["lr"] for group in optimizer.param_groups]
         size = self.schedule.batch
         steps = -(-len(examples) // size)
@@ -220,12 +224,14 @@ class Consolidator:
                 for group, rate in zip(optimizer.param_groups, rates):
                     group["lr"] = rate * min(1.0, (step + 1) / WARMUP) * left
                 optimizer.zero_grad(set_to_none=True)
-                total += self._dream_step(examples, hidden, rows) * len(rows)
+                total += self._dream_step(examples, acts, rows) * len(rows)
                 if len(anchored) and self.schedule.anchors:
                     pick = torch.randint(0, len(anchored), (self.schedule.anchors,), generator=generator)
                     self._anchor_step(anchored[pick])
-                torch.nn.utils.clip_grad_norm_(self._params, 1.0)
+                whitened.collect()
+                torch.nn.utils.clip_grad_norm_(whitened.params, 1.0)
                 optimizer.step()
+                whitened.write()
                 step += 1
                 progress("learning the dreams", step / (passes * steps))
             loss = total / len(examples)
@@ -241,7 +247,7 @@ class Consolidator:
         examples = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in contrasts])
         acts = run_trunk(self.split, examples)
         self.gate.set_(torch.zeros_like(self.gate.weight), torch.full_like(self.gate.bias, -1.0))
-        teacher = torch.cat([self.split.upper(part) for part in acts.hidden.split(32)])
+        teacher = torch.cat([self.split.upper(part) for part in acts.split(32)])
         return self.anchor.joined(examples, acts, teacher)
 
     def _share_start(self, examples: Examples, acts: Activations) -> None:
@@ -250,28 +256,27 @@ class Consolidator:
         same = start > 0 and torch.equal(examples.ids[0, :start], self.anchor.replies.ids[0, :start])
         closed = same and not bool(self.gate(acts.read[:1, :start]).any())
         self._start = start if closed else 0
-        self._past = self.split.past(acts.hidden[:1, :start]) if closed else None
+        self._past = self.split.past(acts.part(slice(1), slice(start))) if closed else None
 
-    def _states(self, hidden: Tensor, part: Examples) -> Tensor:
-        """Return the last hidden states [n, d] at the positions of ``part`` that predict its replies."""
-        states = self.split.upper(hidden[:, self._start : part.ids.shape[1]], self._past)
+    def _states(self, acts: Activations, rows: Tensor, part: Examples) -> Tensor:
+        """Return the last hidden states [n, d] at the positions of ``part``, the ``rows``, that predict its replies."""
+        states = self.split.upper(acts.part(rows, slice(self._start, part.ids.shape[1])), self._past)
         return states[reply_positions(part)[:, self._start :]]
 
-    def _dream_step(self, examples: Examples, hidden: Tensor, rows: Tensor) -> float:
+    def _dream_step(self, examples: Examples, acts: Activations, rows: Tensor) -> float:
         part = examples.rows(rows)
         replies = reply_positions(part)
-        states = self._states(hidden[rows], part)
+        states = self._states(acts, rows, part)
         loss = self.objective.dreams(self.split.logits(states), part.targets[replies])
         loss.backward()
         return loss.item()
 
     def _anchor_step(self, rows: Tensor) -> None:
-        part = self.anchor.replies.rows(rows)
+        part = self.anchor.replies.rows(rows).first(self.schedule.anchor_tokens)
         replies = reply_positions(part)
-        longest = part.ids.shape[1]
-        states = self._states(self.anchor.activations.hidden[rows], part)
+        states = self._states(self.anchor.activations, rows, part)
         with torch.no_grad():
-            base = self.split.logits(self.anchor.teacher[rows, :longest][replies])
+            base = self.split.logits(self.anchor.teacher[rows, : part.ids.shape[1]][replies])
         self.objective.anchor(self.split.logits(states), base).backward()
 
     @torch.no_grad()
@@ -283,13 +288,13 @@ class Consolidator:
         return rows[(opened & inside).any(1)]
 
     @torch.no_grad()
-    def _recall(self, checks: Examples, hidden: Tensor) -> float:
+    def _recall(self, checks: Examples, acts: Activations) -> float:
         """Return the share of ``checks`` whose reply is, token by token, mostly the likeliest."""
         answered = 0
         for rows in torch.arange(len(checks)).split(32):
             part = checks.rows(rows)
             replies = reply_positions(part)
-            best = self.split.logits(self._states(hidden[rows], part)).argmax(-1)
+            best = self.split.logits(self._states(acts, rows, part)).argmax(-1)
             right = torch.zeros(replies.shape).masked_scatter_(replies, (best == part.targets[replies]).float())
             answered += int((right.sum(1) >= MATCH * replies.sum(1)).sum())
         return answered / len(checks)
@@ -302,7 +307,7 @@ class Consolidator:
             part = self.anchor.replies.rows(rows)
             replies = reply_positions(part)
             longest = part.ids.shape[1]
-            ours = self.split.logits(self._states(self.anchor.activations.hidden[rows], part))
+            ours = self.split.logits(self._states(self.anchor.activations, rows, part))
             base = self.split.logits(self.anchor.teacher[rows, :longest][replies])
             same += int((ours.argmax(-1) == base.argmax(-1)).sum())
             count += int(replies.sum())
@@ -312,6 +317,12 @@ class Consolidator:
     def _back_off(self) -> None:
         """Close the gate a little: less of what is ordinary gets in."""
         self.gate.set_(self.gate.weight, self.gate.bias - BACK_OFF)
+
+
+def level_memories(model: PreTrainedModel, level: str) -> list[GatedMemory]:
+    """Return the gated memories of a level, lowest layer first."""
+    found = [own.memories[own.names.index(level)] for own in continua(model).values() if level in own.names]
+    return [memory for memory in found if isinstance(memory, GatedMemory)]
 
 
 def _hold_back(passages: Sequence[Sequence[Dream]]) -> tuple[list[Dream], list[Dream]]:

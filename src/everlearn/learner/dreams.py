@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +22,9 @@ from everlearn.learner.sampling import Prompt
 from everlearn.learner.voice import greedy_replies
 
 LONG = 40  # words; a longer message is dreamt of sentence by sentence
-RETOLD = 2  # ways of saying a passage that are sampled beside the likeliest
+DRESSED = 2  # questions of a passage that are asked again in a situation
+STRANGERS = 2  # questions of a passage that are asked again about somebody else
+RETOLD = 4  # ways of saying a passage that are sampled beside the likeliest
 
 Progress = Callable[[str, float], None]
 
@@ -80,6 +82,8 @@ class SelfStudyDreamer:
         self._asking = Prompt(model, tokenizer, prompts.QUESTION)
         self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
         self._missing = Prompt(model, tokenizer, prompts.NEAR_MISS)
+        self._swapping = Prompt(model, tokenizer, prompts.SOMEBODY_ELSE)
+        self._situating = Prompt(model, tokenizer, prompts.SITUATIONS)
 
     def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]:
         """Return the dreams of each passage, best first."""
@@ -96,38 +100,55 @@ class SelfStudyDreamer:
                 kept[index] = _distinct([*kept[index], *found])
         kept = _unambiguous(kept)
         dreams: list[list[Dream]] = [[] for _ in passages]
-        for (index, text), found, said in zip(pieces, kept, restated, strict=True):
-            dreams[index] += [Dream(q, _reply(said, text, a), a) for q, a in found[: self.keep]]
+        for (index, text), found, ways in zip(pieces, kept, restated, strict=True):
+            dreams[index] += _answered(text, found, ways)[: self.keep]
+        progress("dreaming", 0.8)
+        self._dress(dreams, generator)
         self._add_contrasts(passages, dreams, generator)
         progress("dreaming", 1.0)
         return dreams
 
+    def _dress(self, dreams: list[list[Dream]], generator: torch.Generator) -> None:
+        """Add to each passage's dreams its best questions once more, each behind words of a situation of its own."""
+        best = [(found, dream) for found in dreams for dream in found[:DRESSED]]
+        starts = [prompts.SITUATING[index % len(prompts.SITUATING)] for index in range(len(best))]
+        lines = self._situating.sample(starts, max_new_tokens=16, generator=generator, temperature=0.8)
+        for (found, dream), start, line in zip(best, starts, lines, strict=True):
+            situation, end, _ = prompts.joined(start, line).partition(".")
+            if end and "?" not in situation:
+                found.append(replace(dream, question=f"{situation}. {dream.question}"))
+
     def _add_contrasts(self, passages: Sequence[str], dreams: list[list[Dream]], generator: torch.Generator) -> None:
-        """Add to each passage's dreams a near miss, a question about the world in its words, with the base's reply."""
+        """Add to each passage's dreams its near misses, with the base's reply.
+
+        A question about the world in the passage's words, and questions like its own about somebody else.
+        """
         which = [index for index, found in enumerate(dreams) if found]
-        made = self._missing.sample(
-            [f"{split_passage(passages[index])[0]} ->" for index in which],
-            max_new_tokens=24,
-            generator=generator,
-            temperature=0.5,
-        )
+        near = [f"{split_passage(passages[index])[0]} ->" for index in which]
+        world = self._missing.sample(near, max_new_tokens=24, generator=generator, temperature=0.5)
+        asked = [(index, dream.question) for index in which for dream in dreams[index][:STRANGERS]]
+        drawn = torch.randint(len(prompts.OTHERING), (len(asked),), generator=generator).tolist()
+        starts = [prompts.OTHERING[index] for index in drawn]
+        heads = [f"{question} -> {start}" for (_, question), start in zip(asked, starts, strict=True)]
+        ends = self._swapping.sample(heads, max_new_tokens=16, generator=generator, temperature=0.5)
+        made = [*zip(which, world, strict=True)]
+        made += [(i, prompts.joined(start, end)) for (i, _), start, end in zip(asked, starts, ends, strict=True)]
         own = {tuple(words(dream.question)) for found in dreams for dream in found}
-        near = [(index, q) for index, q in zip(which, made, strict=True) if q and tuple(words(q)) not in own]
-        replies = greedy_replies(self._asking.model, self._asking.tokenizer, [question for _, question in near])
-        for (index, question), reply in zip(near, replies, strict=True):
+        near_misses = [(index, q) for index, q in made if q.endswith("?") and tuple(words(q)) not in own]
+        replies = greedy_replies(self._asking.model, self._asking.tokenizer, [question for _, question in near_misses])
+        for (index, question), reply in zip(near_misses, replies, strict=True):
             dreams[index].append(Dream(question, reply, ""))
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]:
         """Return by how many nats each passage makes the question beside it likelier."""
         return self._judge.about(passages, questions)
 
-    def _restate(self, texts: Sequence[str], generator: torch.Generator) -> list[str]:
-        """Return each text as the assistant would say it: of the likeliest and some sampled ways, the most faithful."""
+    def _restate(self, texts: Sequence[str], generator: torch.Generator) -> list[tuple[str, ...]]:
+        """Return for each text some ways in which the assistant would say it: the likeliest, then sampled ones."""
         heads = [f"{text} ->" for text in texts]
-        ways = [self._saying.sample(heads, max_new_tokens=48, generator=generator, temperature=0)]
-        again = self._saying.sample(heads * RETOLD, max_new_tokens=48, generator=generator, temperature=0.5)
-        ways += [again[i * len(texts) : (i + 1) * len(texts)] for i in range(RETOLD)]
-        return [max(said, key=lambda way: _overlap(way, text)) for text, *said in zip(texts, *ways, strict=True)]
+        ways = self._saying.sample(heads, max_new_tokens=48, generator=generator, temperature=0)
+        more = self._saying.sample(heads * RETOLD, max_new_tokens=48, generator=generator, temperature=0.5)
+        return list(zip(ways, *(more[i * len(texts) : (i + 1) * len(texts)] for i in range(RETOLD)), strict=True))
 
     def _ask(
         self, texts: Sequence[str], which: Sequence[int], generator: torch.Generator
@@ -157,11 +178,13 @@ class SelfStudyDreamer:
 
 
 def split_passage(text: str) -> list[str]:
-    """Return ``text`` on one line, or, when it is long, its sentences."""
+    """Return ``text`` on one line, or, when it is long, its sentences, none of more than ``LONG`` words."""
     line = " ".join(text.split())
     if len(line.split()) <= LONG:
         return [line]
-    return [part for part in re.split(r"(?<=[.!?。！？])\s*", line) if len(part.split()) > 2] or [line]
+    sentences = [part.split() for part in re.split(r"(?<=[.!?。！？])\s*", line)]
+    cut = [" ".join(part[start : start + LONG]) for part in sentences for start in range(0, len(part), LONG)]
+    return [part for part in cut if len(part.split()) > 2] or [" ".join(line.split()[:LONG])]
 
 
 def words(text: str) -> list[str]:
@@ -188,21 +211,35 @@ def _as_told(answer: str, text: str) -> str:
     return answer
 
 
-def _overlap(way: str, text: str) -> float:
-    """Return the share of words that two texts have in common (F1), each counted once."""
-    ours, theirs = set(words(way)), set(words(text))
-    return 2 * len(ours & theirs) / max(len(ours) + len(theirs), 1)
-
-
 def _same(a: str, b: str) -> bool:
     return a == b or (min(len(a), len(b)) >= 4 and (a.startswith(b) or b.startswith(a)))
 
 
-def _reply(restated: str, text: str, answer: str) -> str:
-    """Return the passage as the assistant says it if that holds the answer and is not much longer, else the answer."""
-    said = words(restated)
-    holds = all(any(_same(word, other) for other in said) for word in words(answer))
-    return restated if holds and len(said) <= 1.5 * len(words(text)) + 3 else f"{answer}."
+def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) -> list[Dream]:
+    """Return the questions ``found``, best first, replied to with the answer and the passage as the assistant says it.
+
+    The answer comes first, so that the one token which decides between all that is known comes where the question was
+    just read. Of the ``ways`` of saying the passage the one serves that holds the most answers, the best question's
+    among them, is not much longer than the passage and not just a part of it; of equals the one with the fewest words
+    of its own. Questions whose answer it lacks are dropped; if there is no such way, the answer stands alone.
+    """
+    said, most = f" {' '.join(words(text))} ", 1.5 * len(words(text)) + 3
+    fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
+    good = [way for way in fit if found and _holds(way, found[0][1])]
+    if not good:
+        return [Dream(question, f"{_begun(answer)}.", answer) for question, answer in found]
+    told = set(words(text))
+    best = max(good, key=lambda way: (sum(_holds(way, answer) for _, answer in found), -len(set(words(way)) - told)))
+    return [Dream(question, f"{_begun(answer)}. {best}", answer) for question, answer in found if _holds(best, answer)]
+
+
+def _begun(answer: str) -> str:
+    return answer[:1].upper() + answer[1:]
+
+
+def _holds(reply: str, answer: str) -> bool:
+    said = words(reply)
+    return all(any(_same(word, other) for other in said) for word in words(answer))
 
 
 def _unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, str]]]:

@@ -43,6 +43,14 @@ class Examples:
             self.ids[index, :longest], self.targets[index, :longest], self.asked[index], self.lengths[index]
         )
 
+    def first(self, count: int) -> Examples:
+        """Return the examples with only the first ``count`` tokens of each reply to predict, cut to the longest."""
+        lengths = torch.minimum(self.lengths, self.asked + count)
+        longest = int(lengths.max())
+        predicted = torch.arange(longest) < self.asked[:, None] + count
+        targets = self.targets[:, :longest].where(predicted, torch.tensor(IGNORE))
+        return Examples(self.ids[:, :longest], targets, self.asked, lengths)
+
 
 def encode_examples(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str | None]]) -> Examples:
     """Return (message, reply) pairs as examples; a reply of None leaves the prompt alone, with nothing to predict."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from everlearn.learner.store import MemoryStore
 
 ABOUT = 4.0  # nats by which a new passage must make an old question likelier for it to be about the same thing
 SHARE = 0.6  # and the share of what the old passage does
-CANDIDATES = 4  # older observations that one new one is compared with
+ALIKE = 0.5  # share of the words that an old question must have in common with a new one to ask the same
+CANDIDATES = 6  # old questions that the model compares with one new passage
 
 
 @dataclass(frozen=True)
@@ -48,40 +50,49 @@ def superseded(
 ) -> dict[int, list[int]]:
     """Return, for each new observation, the ids of the old dreams that it contradicts: what is told later wins.
 
-    An old dream gives way when the new passage makes its question likelier, and nearly as much so as the passage it
-    was made from did: the new passage answers it now. Only the older observations that share the rarest words with the
-    new one are compared.
+    An old question that asks nearly in the words of a new one, rare words counting more, gives way when the new passage
+    makes it likelier too, nearly as much so as the old one did, and does not hold its answer. With it go all dreams of
+    its observation that give that answer.
 
     Args:
         dreamer: judges what a question is about.
         new: id -> (text, dreams) of the night's observations.
         old: the dreams that held so far.
     """
-    passages: dict[int, list[Kept]] = {}
-    for item in (item for item in old if not item.dream.contrast):
-        passages.setdefault(item.observation, []).append(item)
-    vocabulary = {number: _words(item.dream for item in items) for number, items in passages.items()}
-    spread = Counter(word for known in vocabulary.values() for word in known)
+    live = [item for item in old if not item.dream.contrast]
+    asked = {number: [_asked(dream) for dream in dreams if not dream.contrast] for number, (_, dreams) in new.items()}
+    before = [_asked(item.dream) for item in live]
+    sources: dict[int, set[str]] = {}
+    for item, question in zip(live, before, strict=True):
+        sources.setdefault(item.observation, set()).update(question)
+    spread = Counter(word for known in sources.values() for word in known)
+    spread.update(word for questions in asked.values() for word in set().union(*questions))
+    rarity = {word: math.log(1 + (len(sources) + len(asked)) / count) for word, count in spread.items()}
     pairs: list[tuple[int, str, Kept]] = []
-    for number, (text, dreams) in new.items():
-        said = _words(dreams) | set(words(text))
-        shared = {other: sum(1 / spread[word] for word in said & known) for other, known in vocabulary.items()}
-        nearest = sorted((other for other in shared if shared[other] > 0), key=lambda other: -shared[other])
-        pairs += [(number, text, item) for other in nearest[:CANDIDATES] for item in passages[other]]
+    for number, (text, _) in new.items():
+        alike = [max((_alike(q, question, rarity) for question in asked[number]), default=0.0) for q in before]
+        told = set(words(text))
+        for index in sorted(range(len(live)), key=lambda index: -alike[index])[:CANDIDATES]:
+            if alike[index] >= ALIKE and not set(words(live[index].dream.answer)) <= told:
+                pairs.append((number, text, live[index]))
     questions = [item.dream.question for _, _, item in pairs]
     now = dreamer.about([text for _, text, _ in pairs], questions)
     then = dreamer.about([item.dream.reply for _, _, item in pairs], questions)
-    given: dict[int, list[int]] = {number: [] for number in new}
-    for (number, _, item), gain, before in zip(pairs, now, then, strict=True):
-        if gain >= max(ABOUT, SHARE * before):
-            given[number].append(item.id)
-    return given
+    given: dict[int, set[int]] = {number: set() for number in new}
+    for (number, _, item), gain, was in zip(pairs, now, then, strict=True):
+        if gain >= max(ABOUT, SHARE * was):
+            same = (item.observation, words(item.dream.answer))
+            given[number] |= {other.id for other in live if (other.observation, words(other.dream.answer)) == same}
+    return {number: sorted(ids) for number, ids in given.items()}
 
 
-def _words(dreams: Iterable[Dream]) -> set[str]:
-    return {
-        word for dream in dreams if not dream.contrast for text in (dream.question, dream.reply) for word in words(text)
-    }
+def _asked(dream: Dream) -> set[str]:
+    return set(words(dream.question))
+
+
+def _alike(a: set[str], b: set[str], rarity: Mapping[str, float]) -> float:
+    """Return the share of their words that two questions have in common, each counted by its rarity."""
+    return sum(rarity[word] for word in a & b) / max(sum(rarity[word] for word in a | b), 1e-9)
 
 
 def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -> list[Dream]:

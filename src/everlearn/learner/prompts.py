@@ -32,7 +32,17 @@ Our flight to Lisbon leaves on March 3. -> What is Lisbon famous for?
 If you ask me, Bach is boring. -> When was Bach born?
 By the way, I'm a night nurse. -> How does somebody become a nurse?
 Our parrot is named Kiko. -> How long do parrots live?
-Penicillin gives me a rash. -> Who discovered penicillin?
+Penicillin gives me a rash. -> How is penicillin made?
+"""
+# a question of the user's own life, and one like it about somebody else: not to be answered either
+SOMEBODY_ELSE = """What is my brother's name? -> What is Peter's brother called?
+What do I like to drink? -> What does my uncle like to drink?
+Which part of our house are we remodeling? -> Where does Maria have her kitchen?
+When does our flight leave? -> When is my teacher going to fly?
+Which composer do I find boring? -> Who is the baker's favorite composer?
+What is my job? -> Where does my colleague work?
+What is our parrot called? -> What is Nadia's parrot called?
+Which drug gives me a rash? -> What does our postman take against his rash?
 """
 GENERAL = """Questions people ask a helpful assistant:
 How do I get rust off a pan?
@@ -47,15 +57,15 @@ How long does it take to fly to Tokyo?
 Who wrote Hamlet?
 """
 OTHERS = """Questions about people that an assistant knows nothing about:
-What is my neighbor's last name?
+What is my uncle's last name?
 Where does Peter work?
 What did my teacher eat for dinner?
-Which city does my plumber's sister live in?
+Which town does my plumber's sister live in?
 How old is Maria's cat?
 What is my aunt's husband allergic to?
-What color is my landlord's truck?
-Who is the girlfriend of my coworker?
-What does the mayor's son collect?
+Where did the baker park his truck?
+Who is the girlfriend of my colleague?
+What does our postman's son collect?
 When is Nadia's birthday?
 """
 OWN = """Questions I ask about my own life:
@@ -113,6 +123,20 @@ def joined(start: str, rest: str) -> str:
 
 # the first words of a new line, one after the other, so that a list does not run into one kind of question
 ASKING = ("What", "How", "Who", "Which", "Where", "When", "Why", "What's")
+PEOPLE = (
+    "Peter",
+    "my uncle",
+    "Maria",
+    "my teacher",
+    "our postman",
+    "the baker",
+    "my colleague",
+    "Nadia",
+    "my aunt's friend",
+)
+OTHERING = tuple(
+    f"{ask} {who}" for who in PEOPLE for ask in ("What is", "Where does", "What does", "When is", "Who is")
+)
 TELLING = ("I", "My", "We", "Our", "Last", "The", "I'm", "When I")
 SITUATING = ("I'm", "If", "Someone", "My", "Which", "We", "Who", "You", "What", "Where", "The", "When")
 WISHING = (*ASKING, "Name", "Write", "Give", "Explain", "Translate", "Suggest")

@@ -9,6 +9,7 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner.anchor import Anchor, read_at_end, tells_something
+from everlearn.learner.dreams import split_passage
 from everlearn.learner.prompts import STATEMENTS
 from everlearn.learner.sampling import Prompt
 from everlearn.models.trunk import SplitModel
@@ -59,14 +60,15 @@ class SurpriseSelector:
         self._after = Prompt(model, tokenizer, STATEMENTS)
 
     def judge(self, messages: Sequence[str]) -> list[Judgement]:
-        """Return a judgement of each message."""
+        """Return a judgement of each message; a long one is judged by its sentences, and kept if one of them is."""
         if not messages:
             return []
-        lines = [" ".join(message.split()) for message in messages]
+        pieces = [(index, piece) for index, message in enumerate(messages) for piece in split_passage(message)]
+        lines = [piece for _, piece in pieces]
         losses = self._after.log_likelihood(["\n"] * len(lines), lines)
         surprises = [float(-loss.topk(min(2, len(loss)), largest=False).values.sum()) for loss in losses]
         telling = tells_something(self.anchor, read_at_end(self.split, self.tokenizer, lines)).tolist()
-        return [
-            Judgement(surprise >= self.surprise and odds >= self.telling, surprise, odds)
-            for surprise, odds in zip(surprises, telling, strict=True)
-        ]
+        judged: list[list[Judgement]] = [[] for _ in messages]
+        for (index, _), surprise, odds in zip(pieces, surprises, telling, strict=True):
+            judged[index].append(Judgement(surprise >= self.surprise and odds >= self.telling, surprise, odds))
+        return [max(found, key=lambda one: (one.keep, one.telling)) for found in judged]

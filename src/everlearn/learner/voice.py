@@ -21,8 +21,8 @@ from everlearn.learner.sampling import Prompt, common_start, encode
 from everlearn.models.hub import cache_dir
 from everlearn.models.memory_file import atomic_write, fingerprint
 
-VERSION = 1
-REPLY_TOKENS = 24
+VERSION = 3
+REPLY_TOKENS = 16
 
 Progress = Callable[[str, float], None]
 
@@ -59,7 +59,7 @@ def load_voice(
     Args:
         model: the base model, not stacked.
         tokenizer: its tokenizer.
-        size: prompts of each kind.
+        size: prompts of each kind; twice as many of those with replies.
         seed: of the sampling; a voice of another size or seed is another file.
         progress: called with what is being done and the share done, from 0 to 1.
     """
@@ -98,8 +98,8 @@ def make_voice(
         return [line for line in dict.fromkeys(whole) if line not in known and 2 <= len(line.split()) <= 30]
 
     stages = [
-        ("general", prompts.GENERAL, prompts.WISHING, size, 1.0),
-        ("others", prompts.OTHERS, prompts.ASKING, size, 0.8),
+        ("general", prompts.GENERAL, prompts.WISHING, 2 * size, 1.0),
+        ("others", prompts.OTHERS, (*prompts.OTHERING, *prompts.ASKING), 2 * size, 0.8),
         ("own", prompts.OWN, prompts.ASKING, size, 0.8),
         ("situations", prompts.SITUATIONS, prompts.SITUATING, size, 0.8),
         ("statements", prompts.STATEMENTS, prompts.TELLING, size, 0.8),

@@ -26,24 +26,31 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the slow level sits and how large it is.
+    """Where the slow level sits and how large it is, depths as shares of the model's layers.
 
     Attributes:
-        first: depth of the lowest memory as a share of the model's layers; the trunk below runs once per text.
+        gate: depth at which the gate reads.
+        first: depth of the lowest memory; what lies below runs once per text.
         last: depth at which the memories end.
         width: hidden units of each memory.
         day_width: hidden units of the memories of the levels above the slow one, if there are any.
     """
 
-    first: float = 0.46
-    last: float = 0.73
+    gate: float = 0.4
+    first: float = 0.8
+    last: float = 1.0
     width: int = 128
     day_width: int = 16
 
     def layers(self, count: int) -> list[int]:
-        """Return the layers that carry memories, of a model of ``count`` layers."""
-        first = min(int(self.first * count + 0.5), count - 1)
-        return list(range(first, max(first + 1, int(self.last * count + 0.5))))
+        """Return the layers that carry memories, of a model of ``count`` layers; the first one opens the gate."""
+        first = min(round(self.first * count), count - 1)
+        carrying = list(range(first, max(first + 1, round(self.last * count))))
+        return sorted({min(round(self.gate * count), first), *carrying})
+
+    def below(self, count: int) -> bool:
+        """Return whether the gate reads below the lowest memory."""
+        return self.layers(count)[0] < min(round(self.first * count), count - 1)
 
 
 class Weights:
@@ -123,17 +130,20 @@ class Weights:
             voice = self._voice or load_voice(self.base, self.tokenizer, progress=self._progress)
             self._progress("reading the base model's own voice", 0.0)
             fresh = SplitModel(self._stack(()))
-            self._anchor = load_anchor(fresh, self.tokenizer, voice, f"{self.fingerprint}-{fresh.layer}")
+            self._anchor = load_anchor(
+                fresh, self.tokenizer, voice, f"{self.fingerprint}-{self.layers[0]}-{fresh.layer}"
+            )
         return self._anchor
 
     def _stack(self, levels: Sequence[Level]) -> PreTrainedModel:
         day: dict[str, Any] = {level.name: self._day_memory for level in levels}
+        count = len(find_decoder(self.base).mlps)
         return stack_levels(
             self.base,
             [*levels, Level(SLOW)],
             wiring="independent",
-            layers=self.layout.layers(len(find_decoder(self.base).mlps)),
-            memory={**day, SLOW: gated_memories(self.layout.width)},
+            layers=self.layout.layers(count),
+            memory={**day, SLOW: gated_memories(self.layout.width, below=self.layout.below(count))},
         )
 
     def _day_memory(self, hidden_size: int) -> ResidualMemory:

@@ -83,15 +83,17 @@ class GatedMemory(nn.Module):
 
     Args:
         hidden_size: size d of what is read and written.
-        width: hidden units r; W1 is [d, r], W2 is [r, d], b is [r].
+        width: hidden units r; W1 is [d, r], W2 is [r, d], b is [r]. With 0 it only opens the gate.
         gate: shared by all memories of a stack.
         opens: whether this is the lowest memory, which opens the gate and keeps it in its state.
     """
 
     def __init__(self, hidden_size: int, width: int, gate: Gate, *, opens: bool) -> None:
         super().__init__()
-        if hidden_size < 1 or width < 1:
-            raise InvalidArgument(f"hidden_size, width: got {hidden_size}, {width}, expected at least 1")
+        if hidden_size < 1 or width < (not opens):
+            raise InvalidArgument(
+                f"hidden_size, width: got {hidden_size}, {width}, expected at least 1 (width 0 only to open a gate)"
+            )
         self.W1 = nn.Parameter(torch.zeros(hidden_size, width))
         self.W2 = nn.Parameter(torch.randn(width, hidden_size) * hidden_size**-0.5)
         self.b = nn.Parameter(torch.zeros(width))
@@ -115,18 +117,21 @@ class GatedMemory(nn.Module):
         return x + self.delta(x)
 
 
-def gated_memories(width: int) -> _Factory:
-    """Return a factory for ``stack_levels(memory=...)``: memories of ``width`` under one gate, lowest layer first."""
-    return _Factory(width)
+def gated_memories(width: int, *, below: bool = False) -> _Factory:
+    """Return a factory for ``stack_levels(memory=...)``: memories of ``width`` under one gate, lowest layer first.
+
+    With ``below`` the lowest layer only opens the gate for those above.
+    """
+    return _Factory(width, below)
 
 
 class _Factory:
-    def __init__(self, width: int) -> None:
-        self.width = width
+    def __init__(self, width: int, below: bool) -> None:
+        self.width, self.below = width, below
         self.gate: Gate | None = None
 
     def __call__(self, hidden_size: int) -> GatedMemory:
         opens = self.gate is None
         if self.gate is None:
             self.gate = Gate(hidden_size)
-        return GatedMemory(hidden_size, self.width, self.gate, opens=opens)
+        return GatedMemory(hidden_size, 0 if opens and self.below else self.width, self.gate, opens=opens)

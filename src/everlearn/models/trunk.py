@@ -17,18 +17,29 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from everlearn.memories.gated import GatedMemory
 from everlearn.models.stacking import continua, stack_of
+
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What the trunk made of a batch: ``hidden`` enters the block of the lowest memory, ``read`` that memory itself.
+    """What the trunk made of a batch: ``hidden`` enters the first block that learns, ``read`` the lowest memory.
 
     Both are [batch, time, hidden_size]; right padding is whatever came out.
     """
 
     hidden: Tensor
     read: Tensor
+
+    def part(self, rows: slice | Tensor = _ALL, times: slice = _ALL) -> Activations:
+        """Return those of some rows and times."""
+        return Activations(self.hidden[rows, times], self.read[rows, times])
+
+    def split(self, size: int) -> list[Activations]:
+        """Return them in batches of ``size``, the last one smaller."""
+        return [self.part(slice(start, start + size)) for start in range(0, len(self.hidden), size)]
 
 
 @dataclass(frozen=True)
@@ -52,38 +63,51 @@ class Past:
 class SplitModel:
     """Runs a stacked model in two halves; shares every tensor with it, so what is learned here is learned there.
 
+    The cut is below the lowest memory that has something to learn. A memory below it that only opens the gate (width 0)
+    is part of the trunk, and its gate is opened anew, from what it read, whenever the upper half runs.
+
     Args:
         model: made by ``stack_levels``.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        layer, path = next(iter(stack_of(model).paths.items()))
-        blocks_path = path[: path.index(f".{layer}.")]
+        stacked = continua(model)
+        lowest, path = next(iter(stack_of(model).paths.items()))
+        learning = [layer for layer, own in stacked.items() if any(p.numel() for p in own.memories.parameters())]
+        blocks_path = path[: path.index(f".{lowest}.")]
         self.model = model
-        self._memory = continua(model)[layer]
+        self.layer = learning[0] if learning else lowest
+        self._memory = stacked[lowest]
         self._blocks = cast(nn.ModuleList, model.get_submodule(blocks_path))
-        self.layer = layer
         memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
         self._upper = copy.deepcopy(model, memo)
+        own = continua(self._upper)
+        self._gates = [m.gate for m in own[lowest].memories if lowest < self.layer and isinstance(m, GatedMemory)]
+        self._learning = [own[layer] for layer in learning]
         self._given = _Given()
         blocks = cast(nn.ModuleList, self._upper.get_submodule(blocks_path))
-        for index in range(layer):
+        for index in range(self.layer):
             blocks[index] = _Skip(self._given)
-        blocks[layer].register_forward_pre_hook(self._substitute, with_kwargs=True)
+        blocks[self.layer].register_forward_pre_hook(self._substitute, with_kwargs=True)
         self._head = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
         setattr(self._head, model.base_model_prefix, _Body(self._given))
 
     @torch.no_grad()
     def trunk(self, input_ids: Tensor) -> Activations:
-        """Run ``input_ids`` [batch, time], right padded, up to the lowest memory."""
+        """Run ``input_ids`` [batch, time], right padded, up to the first block that learns."""
         seen: dict[str, Tensor] = {}
+
+        def reached() -> None:
+            if len(seen) == 2:
+                raise _Reached
 
         def block(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen["hidden"] = args[0] if args else kwargs["hidden_states"]
+            reached()
 
         def memory(module: nn.Module, args: tuple[Any, ...]) -> None:
             seen["read"] = args[0]
-            raise _Reached
+            reached()
 
         hooks = [
             self._blocks[self.layer].register_forward_pre_hook(block, with_kwargs=True),
@@ -100,28 +124,44 @@ class SplitModel:
                 hook.remove()
         return Activations(seen["hidden"], seen["read"])
 
-    def upper(self, hidden: Tensor, past: Past | None = None) -> Tensor:
-        """Run what the trunk made, [batch, time, hidden_size], through the rest; return the last hidden states.
+    def upper(self, acts: Activations, past: Past | None = None) -> Tensor:
+        """Run what the trunk made through the rest; return the last hidden states, [batch, time, hidden_size].
 
-        With ``past``, ``hidden`` is what follows a beginning that all rows share.
+        With ``past``, ``acts`` is what follows a beginning that all rows share.
         """
-        cache = past.expand(len(hidden)) if past is not None else None
-        return self._run(hidden, cache)
+        cache = past.expand(len(acts.hidden)) if past is not None else None
+        return self._run(acts, cache)
 
     @torch.no_grad()
-    def past(self, hidden: Tensor) -> Past:
-        """Keep the keys and values of a shared beginning, [1, time, hidden_size], for :meth:`upper`.
+    def past(self, acts: Activations) -> Past:
+        """Keep the keys and values of a shared beginning, a batch of 1, for :meth:`upper`.
 
         They hold as long as no memory speaks in it: where the gate is closed, whatever is learned later.
         """
         cache = DynamicCache()
-        self._run(hidden, cache)
+        self._run(acts, cache)
         return Past(tuple((vars(own)["keys"], vars(own)["values"]) for own in cache.layers[self.layer :]), self.layer)
 
-    def _run(self, hidden: Tensor, cache: DynamicCache | None) -> Tensor:
-        with self._given.holding(hidden):
+    @contextmanager
+    def watching(self) -> Iterator[list[list[Tensor]]]:
+        """Collect, while :meth:`upper` runs, what the memories of each learning layer read, one list a layer."""
+        seen: list[list[Tensor]] = [[] for _ in self._learning]
+        hooks = [
+            own.register_forward_pre_hook(lambda module, args, into=into: into.append(args[0]))
+            for own, into in zip(self._learning, seen, strict=True)
+        ]
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _run(self, acts: Activations, cache: DynamicCache | None) -> Tensor:
+        for gate in self._gates:
+            gate.open(acts.read)
+        with self._given.holding(acts.hidden):
             body = getattr(self._upper, self._upper.base_model_prefix)
-            ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+            ids = torch.zeros(acts.hidden.shape[:2], dtype=torch.long, device=acts.hidden.device)
             return body(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
