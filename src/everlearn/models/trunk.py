@@ -7,7 +7,7 @@ starts from them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -146,10 +146,11 @@ class SplitModel:
     def watching(self) -> Iterator[list[list[Tensor]]]:
         """Collect, while :meth:`upper` runs, what the memories of each learning layer read, one list a layer."""
         seen: list[list[Tensor]] = [[] for _ in self._learning]
-        hooks = [
-            own.register_forward_pre_hook(lambda module, args, into=into: into.append(args[0]))
-            for own, into in zip(self._learning, seen, strict=True)
-        ]
+
+        def watch(into: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda module, args: into.append(args[0])
+
+        hooks = [own.register_forward_pre_hook(watch(into)) for own, into in zip(self._learning, seen, strict=True)]
         try:
             yield seen
         finally:
