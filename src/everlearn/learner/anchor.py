@@ -95,7 +95,8 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
             kept = load_file(path)
             if kept["ids"].shape == replies.ids.shape and torch.equal(kept["ids"], replies.ids):
                 acts = Activations(kept.pop("hidden"), kept.pop("read"))
-                return Anchor(replies, acts, *(kept[name] for name in KEPT))
+                teacher, own, statements, chatter, moments = (kept[name] for name in KEPT)
+                return Anchor(replies, acts, teacher, own, statements, chatter, moments)
         except (SafetensorError, OSError, KeyError):
             pass  # a damaged cache is made anew
     acts = run_trunk(split, replies)
