@@ -10,7 +10,7 @@ import tiny_learner
 import torch
 
 from everlearn.errors import FingerprintError, InvalidArgument, SleepRejected, StoreCorrupt, StoreLocked
-from everlearn.learner.consolidation import Schedule
+from everlearn.learner.consolidation import Consolidator, Schedule
 from everlearn.learner.learner import Learner
 from everlearn.learner.store import MemoryStore
 from everlearn.levels import Level
@@ -281,6 +281,25 @@ def test_faster_levels_live_for_the_day(learner, pair):
     one.observe("no news")
     one.sleep()
     assert torch.equal(logits(one), base), "small talk leaves nothing behind after the night"
+
+
+def test_faster_levels_are_silent_while_the_slow_one_learns_and_come_back_if_it_fails(learner, monkeypatch):
+    one = learner(levels=[Level("fast", 4)], schedule=Schedule(passes=1, recall=1.1, agreement=0.0, retries=0))
+    one.observe(SAID)
+    day = logits(one)
+    seen = []
+
+    class Watched(Consolidator):
+        def learn(self, *arguments):
+            seen.extend(bool(t.any()) for key, t in memory_state(one.model).items() if key.endswith("fast.W1"))
+            return super().learn(*arguments)
+
+    monkeypatch.setattr("everlearn.learner.learner.Consolidator", Watched)
+    with pytest.raises(SleepRejected):
+        one.sleep()
+    assert seen
+    assert not any(seen)
+    assert torch.equal(logits(one), day)
 
 
 def test_faster_levels_may_come_and_go(learner):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from everlearn.learner.voice import Voice
 from everlearn.learner.weights import SLOW, Layout, Weights
 from everlearn.levels import Level
 from everlearn.models.hub import DEFAULT_MODEL, load_model
-from everlearn.models.stacking import reset_level
+from everlearn.models.stacking import reset_level, restore, snapshot
 from everlearn.models.streaming import Stream
 from everlearn.models.trunk import SplitModel
 
@@ -231,17 +232,13 @@ class Learner:
             return ids
         parent, relearn, known = before_knowing(self.store, ids)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.store.head + 1)
-        before = self.store.load_state()
-        self._weights.load(self.store.load_state(parent))
-        try:
+        with self._asleep():
+            self._weights.load(self.store.load_state(parent))
             metrics: dict[str, Any] = {"rebuilt_from": parent}
             if relearn:
                 replay = choose_replay(known, self._replay_size(relearn), generator)
                 metrics |= self._make_consolidator().learn(relearn, replay, generator, self._progress).metrics()
             self.store.forget(ids, self._weights.dump(), metrics=metrics)
-        except BaseException:
-            self._weights.load(before)
-            raise
         self._wake()
         return ids
 
@@ -301,8 +298,7 @@ class Learner:
         new: dict[int, list[Dream]],
         dismissed: list[int],
     ) -> tuple[Report, int]:
-        before = self.store.load_state()
-        try:
+        with self._asleep():
             report = self._make_consolidator().learn(passages, replay, generator, self._progress)
             night = self.store.commit_night(
                 self._weights.dump(),
@@ -311,10 +307,21 @@ class Learner:
                 dreams={key: [dream.payload() for dream in found] for key, found in new.items()},
                 metrics={**metrics, **report.metrics()},
             )
+        return report, night
+
+    @contextlib.contextmanager
+    def _asleep(self) -> Iterator[None]:
+        """Hold the faster levels at their start while the slow one learns; if that fails all is as it was before."""
+        before, day = self.store.load_state(), {name: snapshot(self.model, name) for name in self._day}
+        for name in self._day:
+            reset_level(self.model, name)
+        try:
+            yield
         except BaseException:
             self._weights.load(before)
+            for name, state in day.items():
+                restore(self.model, state, name)
             raise
-        return report, night
 
     def _dismiss(self, ids: list[int]) -> int | None:
         """Commit a night in which nothing was learned, so that its small talk is not judged again."""
