@@ -51,7 +51,7 @@ class Contender:
 
 CONTENDERS = {
     "sgd": Contender("sgd", 0.1, (("momentum", 0.9),)),
-    "adamw": Contender("adamw", 0.01, (("weight_decay", 0.0),)),
+    "adamw": Contender("adamw", 0.01, (("weight_decay", 0.0),), starts=(("lm", 3e-3),)),
     "dgd": Contender("dgd", 0.3),
     "delta_momentum": Contender("delta_momentum", 0.1),
     "dmgd": Contender("dmgd", 0.1),
