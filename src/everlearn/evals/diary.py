@@ -21,7 +21,7 @@ from everlearn.evals.diary_exam import Exam, read_text
 from everlearn.evals.diary_measures import REPLY_TOKENS, Reference
 from everlearn.evals.diary_methods import Factory, Method, Setting, opened, registry
 from everlearn.evals.diary_plots import report
-from everlearn.evals.results import Results, Row, mean_interval, provenance, write_json
+from everlearn.evals.results import Results, Row, duration, provenance, spread, write_json
 from everlearn.models.hub import DEFAULT_MODEL, load_model
 from everlearn.models.memory_file import fingerprint
 
@@ -139,7 +139,7 @@ class Clock:
             means[name] = sum(took) / len(took) if took else None
         guesses = [means[name] for name, _, _ in left]
         if left and None not in guesses:
-            what += f" ({_duration(sum(guess for guess in guesses if guess is not None))} left)"
+            what += f" ({duration(sum(guess for guess in guesses if guess is not None))} left)"
         self.progress(len(wanted) - len(left), len(wanted), what)
 
     def _days(self) -> range:
@@ -254,17 +254,10 @@ def summary(rows: Sequence[Row], names: Sequence[str], seeds: Sequence[int]) -> 
             for measure in today[0]:
                 values = [row.get(measure) for row in today]
                 if measure not in (*KEYS, "commit", "measured") and not any(isinstance(v, dict | str) for v in values):
-                    line[measure] = _spread([float(v) for v in values if v is not None])
+                    known = [float(value) for value in values if value is not None]
+                    line[measure] = spread(known) if known else None
             lines.append(line)
     return lines
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any] | None:
-    if not values:
-        return None
-    mean, half = mean_interval(values)
-    low, high = (None, None) if half is None else (mean - half, mean + half)
-    return {"mean": mean, "low": low, "high": high, "n": len(values)}
 
 
 def _choose(names: Sequence[str]) -> dict[str, Factory]:
@@ -313,8 +306,3 @@ def _save(method: Method, folder: Path) -> None:
     unfinished.mkdir(parents=True)
     method.save(unfinished)
     unfinished.rename(folder)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under 1 min"

