@@ -32,7 +32,8 @@ WORDS = [word for _, _, word in FACTS]
 def run(memory: Path, *arguments: str, stdin: str = "") -> Any:
     """Run a command in a process of its own and return its JSON."""
     command = [sys.executable, "-m", "everlearn", *arguments, "--memory", str(memory), "--json"]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, env=os.environ | {"TERM": "dumb"})
+    env = os.environ | {"TERM": "dumb", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the same dreams every time
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout)
 

@@ -28,6 +28,7 @@ GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two side
 # weights in the gate's regression: the token that starts a reply, one of a learned reply, one of ordinary text, and the
 # end of a question about one's own life of which nothing was told
 ASKED, SPOKEN, OTHER, OWN = 5.0, 1.0, 0.3, 2.0
+FEW = 100  # dreams; the starts of fewer count as much as so many, or the voice would shut them out
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,10 @@ def fit_gate(gate: Gate, anchor: Anchor, dreams: Examples, read: Tensor) -> None
     start = shared_start(anchor.replies)
     inside, outside = [anchor.own], []
     weights_in, weights_out = [torch.full((len(anchor.own),), OWN)], []
+    more = max(1.0, FEW / len(dreams))
     for row, (asked, length) in enumerate(zip(dreams.asked.tolist(), dreams.lengths.tolist())):
         inside.append(read[row, asked:length])
-        weights_in.append(torch.tensor([ASKED] + [SPOKEN] * (length - asked - 1)))
+        weights_in.append(torch.tensor([more * ASKED] + [SPOKEN] * (length - asked - 1)))
     replies = anchor.replies
     outside.append(anchor.activations.read[0, :start])
     weights_out.append(torch.full((start,), ASKED))
