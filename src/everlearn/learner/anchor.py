@@ -144,7 +144,7 @@ def fit_gate(gate: Gate, anchor: Anchor, dreams: Examples, read: Tensor) -> None
         weights_in.append(torch.tensor([more * ASKED] + [SPOKEN] * (length - asked - 1)))
     replies = anchor.replies
     outside.append(anchor.activations.read[0, :start])
-    weights_out.append(torch.full((start,), ASKED))
+    weights_out.append(torch.full((start,), more * ASKED))
     for row in anchor.trained().tolist():
         asked, length = int(replies.asked[row]), int(replies.lengths[row])
         outside.append(anchor.activations.read[row, start:length])
