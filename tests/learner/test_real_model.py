@@ -23,8 +23,12 @@ FACTS = [  # what is told, what is asked from an empty context, and the word of 
     ("Every evening I play the bassoon.", "Which instrument do I play?", "bassoon"),
     ("My daughter Ottilie studies geology.", "What is my daughter's name?", "ottilie"),
 ]
-SAME = "What is the capital of France?"  # whose reply must stay as it was, to the letter
-NEUTRAL = [SAME, "How do I boil an egg?", "Write one sentence about the sea."]  # none may be answered with a fact
+
+NEUTRAL = [  # whose replies must stay as they were, to the letter
+    "What is the capital of France?",
+    "How do I boil an egg?",
+    "Write one sentence about the sea.",
+]
 FORGOTTEN = 0
 WORDS = [word for _, _, word in FACTS]
 
@@ -85,8 +89,8 @@ def test_what_was_told_is_known_by_a_new_process_with_an_empty_context(life):
     assert sum(known(life.after[0])) >= 3, life.after[0]
 
 
-def test_a_neutral_reply_is_the_bases_and_nothing_leaks(life):
-    assert life.after[1][0] == life.before[1][0]
+def test_neutral_replies_are_the_bases_and_nothing_leaks(life):
+    assert life.after[1] == life.before[1]
     assert leaks(life.after[1]) == []
 
 
@@ -95,7 +99,7 @@ def test_what_was_forgotten_is_gone_and_the_rest_is_not(life):
     assert not known(life.later[0])[FORGOTTEN], life.later[0]
     assert leaks([life.later[0][FORGOTTEN], *life.later[1]]) == []
     assert sum(known(life.later[0])) >= 2, life.later[0]
-    assert life.later[1][0] == life.before[1][0]
+    assert life.later[1] == life.before[1]
     assert not [file for file in life.memory.rglob("*") if file.is_file() and b"Peppercorn" in file.read_bytes()]
     history = run(life.memory, "history")
     assert [item["state"] for item in history] == ["forgotten", *["consolidated"] * 3]
