@@ -18,7 +18,7 @@ from everlearn.models.hub import load_model
 from everlearn.models.stacking import memory_state
 
 SAID = "My parrot is Otto."
-IDS = torch.tensor([[3, 17, 42, 9, 100, 7]])
+STUDIED = "user: What was said now?<end>assistant: The sea is blue.<end>"  # the form of what is learned at night
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,14 @@ def learner(pair, tmp_path, monkeypatch):
         one.close()
 
 
+def ids(tokenizer) -> torch.Tensor:
+    return tokenizer(STUDIED, return_tensors="pt").input_ids
+
+
 @torch.no_grad()
 def logits(one: Learner) -> torch.Tensor:
-    return one.model(input_ids=IDS).logits
+    """Return the logits where the gate is open after any night, [1, T, vocab]."""
+    return one.model(input_ids=ids(one.tokenizer)).logits
 
 
 def states(one: Learner) -> list[str]:
@@ -53,7 +58,7 @@ def states(one: Learner) -> list[str]:
 
 def test_untouched_is_the_base_to_the_last_bit(learner, pair):
     with torch.no_grad():
-        assert torch.equal(logits(learner()), pair[0](input_ids=IDS).logits)
+        assert torch.equal(logits(learner()), pair[0](input_ids=ids(pair[1])).logits)
 
 
 def test_a_night_is_kept_over_processes(learner, pair):
@@ -69,7 +74,7 @@ def test_a_night_is_kept_over_processes(learner, pair):
     assert torch.equal(logits(again), after)
     assert again.ask("What was said now?", max_new_tokens=6) == replied
     with torch.no_grad():
-        assert not torch.equal(after, pair[0](input_ids=IDS).logits)
+        assert not torch.equal(after, pair[0](input_ids=ids(pair[1])).logits)
 
 
 def test_sleep_without_news_does_nothing(learner):
@@ -92,7 +97,7 @@ def test_two_users_on_one_base_never_mix(learner, pair):
     one.observe(SAID)
     one.sleep()
     with torch.no_grad():
-        base = pair[0](input_ids=IDS).logits
+        base = pair[0](input_ids=ids(pair[1])).logits
     assert torch.equal(logits(two), base)
     assert not torch.equal(logits(one), base)
     mine = logits(one)
@@ -160,7 +165,7 @@ def test_rollback_is_exact_and_can_be_undone(learner, pair):
     assert states(one) == ["consolidated", "heard"]
     one.rollback(0)
     with torch.no_grad():
-        assert torch.equal(logits(one), pair[0](input_ids=IDS).logits)
+        assert torch.equal(logits(one), pair[0](input_ids=ids(pair[1])).logits)
     one.rollback(2)
     assert torch.equal(logits(one), second)
     assert one.diff(1)["learned"] == [{"id": 2, "text": "I live by the sea."}]
@@ -225,7 +230,7 @@ def test_forgetting_everything_gives_the_base_back(learner, pair):
     one.sleep()
     one.forget(1)
     with torch.no_grad():
-        assert torch.equal(logits(one), pair[0](input_ids=IDS).logits)
+        assert torch.equal(logits(one), pair[0](input_ids=ids(pair[1])).logits)
 
 
 def test_forgetting_what_was_only_heard_needs_no_night(learner):
@@ -272,7 +277,7 @@ def test_chat_streams_and_journals_first(learner):
 def test_faster_levels_live_for_the_day(learner, pair):
     one = learner(levels=[Level("fast", 4), Level("mid", 16)])
     with torch.no_grad():
-        base = pair[0](input_ids=IDS).logits
+        base = pair[0](input_ids=ids(pair[1])).logits
     assert torch.equal(logits(one), base)
     one.observe("no news of the small house by the sea and the parrot that sings")
     assert not torch.equal(logits(one), base)
