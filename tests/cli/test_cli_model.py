@@ -67,7 +67,7 @@ def test_progress_is_plain_lines_on_stderr_and_never_on_stdout(everlearn, tiny):
     assert code == 0
     assert out.startswith("night 1: 1 learned, 0 dismissed")
     lines = err.splitlines()
-    assert {"loading the model", "dreaming", "learning the dreams"} <= set(lines)
+    assert {"loading the model", "dreaming", "writing the slots"} <= set(lines)
     assert all(first != second for first, second in itertools.pairwise(lines))
     assert "\x1b" not in out + err
     everlearn("tell", "The parrot sings.")

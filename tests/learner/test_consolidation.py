@@ -26,10 +26,10 @@ VOICE = Voice(
     statements=("I live by the sea.", "My name is Otto."),
     chatter=("Hello!", "How are you?"),
 )
-DREAMS = [
-    [Dream(f"My {thing}{end}", f"Your {thing} is {name}.", name) for end in ("?", " is?", " called?", " now?")]
-    for thing, name in (("cat", "Nils"), ("town", "Turku"))
-]
+DREAMS = {
+    number: [Dream(f"My {thing}{end}", f"Your {thing} is {name}.", name) for end in ("?", " is?", " called?", " now?")]
+    for number, (thing, name) in enumerate((("cat", "Nils"), ("town", "Turku")))
+}
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_dreams_are_learned_and_the_reply_is_said(parts):
     work = consolidator(parts, passes=200, rate=3e-2)
     report = work.learn(DREAMS, [], torch.Generator().manual_seed(0), quiet)
     assert report.dreams == 6
-    examples = encode_examples(tokenizer, [(found[0].question, found[0].reply) for found in DREAMS])
+    examples = encode_examples(tokenizer, [(found[0].question, found[0].reply) for found in DREAMS.values()])
     with torch.no_grad():
         best = model(input_ids=examples.ids).logits.argmax(-1)
     said = (examples.targets != IGNORE) & (examples.targets != tokenizer.eos_token_id)  # whose embedding is zero here
@@ -76,7 +76,9 @@ def test_only_memories_change(parts):
 
 def test_gate_divides_dreams_from_the_voice(parts):
     _, tokenizer, split, anchor, gate = parts
-    examples = encode_examples(tokenizer, [(dream.question, dream.reply) for found in DREAMS for dream in found])
+    examples = encode_examples(
+        tokenizer, [(dream.question, dream.reply) for found in DREAMS.values() for dream in found]
+    )
     read = run_trunk(split, examples).read
     fit_gate(gate, anchor, examples, read)
     rows = torch.arange(len(examples))
@@ -91,7 +93,9 @@ def test_gate_divides_dreams_from_the_voice(parts):
 def test_shared_beginning_changes_no_result(parts):
     work = consolidator(parts, passes=3)
     work.learn(DREAMS, [], torch.Generator().manual_seed(0), quiet)
-    examples = encode_examples(parts[1], [(dream.question, dream.reply) for found in DREAMS for dream in found])
+    examples = encode_examples(
+        parts[1], [(dream.question, dream.reply) for found in DREAMS.values() for dream in found]
+    )
     acts, rows = run_trunk(parts[2], examples), torch.arange(len(examples))
     with torch.no_grad():
         assert work._past is not None
@@ -109,7 +113,7 @@ def test_near_misses_stay_the_base(parts):
     """A contrast is held to the base's own reply, however much the dreams pull."""
     _, tokenizer, split, _, gate = parts
     near = Dream("My hat?", "The parrot sings.", "")
-    found = [[*DREAMS[0], near], DREAMS[1]]
+    found = {0: [*DREAMS[0], near], 1: DREAMS[1]}
     work = consolidator(parts, passes=10)
     report = work.learn(found, [], torch.Generator().manual_seed(0), quiet)
     assert report.dreams == 6, "a contrast is not learned as a dream"
@@ -133,7 +137,9 @@ def test_anchor_weight_keeps_the_voice(parts):
         work = consolidator(parts, SelfStudyObjective(weight), passes=20, enough=0.0)
         fit = torch.zeros(32)
         gate.set_(fit, torch.tensor(1.0))  # everything open: only the anchor holds
-        examples = encode_examples(tokenizer, [(dream.question, dream.reply) for found in DREAMS for dream in found])
+        examples = encode_examples(
+            tokenizer, [(dream.question, dream.reply) for found in DREAMS.values() for dream in found]
+        )
         acts = run_trunk(split, examples)
         work._train(examples, acts, anchor.trained(), 20, torch.Generator().manual_seed(0), quiet)
         rows = anchor.trained()
@@ -148,7 +154,7 @@ def test_anchor_weight_keeps_the_voice(parts):
 
 def test_nothing_to_learn_is_an_error(parts):
     with pytest.raises(InvalidArgument, match="no dreams"):
-        consolidator(parts).learn([[]], [], torch.Generator(), quiet)
+        consolidator(parts).learn({0: []}, [], torch.Generator(), quiet)
 
 
 def test_few_dreams_get_enough_steps(parts):

@@ -10,8 +10,9 @@ import tiny_learner
 import torch
 
 from everlearn.errors import FingerprintError, InvalidArgument, SleepRejected, StoreCorrupt, StoreLocked
-from everlearn.learner.consolidation import Consolidator, Schedule
+from everlearn.learner.consolidation import Schedule
 from everlearn.learner.learner import Learner
+from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.store import MemoryStore
 from everlearn.levels import Level
 from everlearn.models.hub import load_model
@@ -294,12 +295,12 @@ def test_faster_levels_are_silent_while_the_slow_one_learns_and_come_back_if_it_
     day = logits(one)
     seen = []
 
-    class Watched(Consolidator):
+    class Watched(SlotConsolidator):
         def learn(self, *arguments):
             seen.extend(bool(t.any()) for key, t in memory_state(one.model).items() if key.endswith("fast.W1"))
             return super().learn(*arguments)
 
-    monkeypatch.setattr("everlearn.learner.learner.Consolidator", Watched)
+    monkeypatch.setattr("everlearn.learner.learner.SlotConsolidator", Watched)
     with pytest.raises(SleepRejected):
         one.sleep()
     assert seen

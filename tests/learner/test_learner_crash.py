@@ -86,7 +86,7 @@ def heard(place: Path) -> tuple[list[str], list[str]]:
     ("stage", "where", "committed"),
     [
         ("dreaming", "", False),
-        ("learning the dreams", "", False),
+        ("writing the slots", "", False),
         ("", "night-inserted", False),
         ("", "night-committed", True),
     ],
@@ -106,7 +106,7 @@ def test_killed_asleep(world, place, stage, where, committed):
 
 @pytest.mark.parametrize(
     ("stage", "where", "committed"),
-    [("learning the dreams", "", False), ("", "forget-erased", False), ("", "forget-committed", True)],
+    [("writing the slots", "", False), ("", "forget-erased", False), ("", "forget-committed", True)],
 )
 def test_killed_forgetting_what_was_learned(world, place, stage, where, committed):
     with learner(world, place) as one:

@@ -21,14 +21,18 @@ from everlearn.models.hub import cache_dir
 from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
-KEPT = ("teacher", "own", "statements", "chatter", "moments")  # what is cached beside the activations
+# what is cached beside the activations
+KEPT = ("teacher", "own", "statements", "chatter", "moments", "practice", "elsewhere", "centers", "scatters")
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
+# the same for a gate that only says where a reply about one's own life begins
+ASKING_SHIFT, ASKING_SLOPE = -0.3, 4.0
 # weights in the gate's regression: the token that starts a reply, one of a learned reply, one of ordinary text, and the
 # end of a question about one's own life of which nothing was told
 ASKED, SPOKEN, OTHER, OWN = 5.0, 1.0, 0.3, 2.0
 FEW = 100  # dreams; the starts of fewer count as much as so many, or the voice would shut them out
+VOICE_SHARE = 0.1  # of the scatter of the voice's questions beside that of one question in several wordings
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ class Anchor:
         chatter: the same at the end of what tells nothing, [l, d].
         moments: second moments E[x x^T] of what each learning layer's memories read on the replies, each x scaled to
             mean square 1, [layers, d, d].
+        practice: what the lowest memory reads at the end of the practice questions, [p, d].
+        elsewhere: the same at the end of those about the world or somebody else, [e, d].
+        centers: mean of what the highest memory reads, scaled to mean square 1, inside the voice's replies and at the
+            end of its questions, [2, d].
+        scatters: its covariance, [2, d, d]; at the end of questions that of one practice question in several wordings,
+            with a share of that of the voice.
         contrasts: how many of the replies, the last ones, are near misses of the dreams.
     """
 
@@ -54,6 +64,10 @@ class Anchor:
     statements: Tensor
     chatter: Tensor
     moments: Tensor
+    practice: Tensor
+    elsewhere: Tensor
+    centers: Tensor
+    scatters: Tensor
     contrasts: int = 0
 
     def trained(self) -> Tensor:
@@ -96,8 +110,7 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
             kept = load_file(path)
             if kept["ids"].shape == replies.ids.shape and torch.equal(kept["ids"], replies.ids):
                 acts = Activations(kept.pop("hidden"), kept.pop("read"))
-                teacher, own, statements, chatter, moments = (kept[name] for name in KEPT)
-                return Anchor(replies, acts, teacher, own, statements, chatter, moments)
+                return Anchor(replies, acts, **{name: kept[name] for name in KEPT})  # type: ignore[arg-type]
         except (SafetensorError, OSError, KeyError):
             pass  # a damaged cache is made anew
     acts = run_trunk(split, replies)
@@ -107,7 +120,13 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     spoken = (spoken >= replies.asked[:, None]) & (spoken < replies.lengths[:, None])
     moments = torch.stack([_second_moment(torch.cat(layer)[spoken]) for layer in seen])
     own, statements, chatter = (read_at_end(split, tokenizer, t) for t in (voice.own, voice.statements, voice.chatter))
-    anchor = Anchor(replies, acts, teacher, own, statements, chatter, moments)
+    read, at = rms_normalise(torch.cat(seen[-1])), (torch.arange(len(replies)), replies.asked)
+    asked, spoken[at] = read[at], False
+    inside = read[spoken]
+    practice, elsewhere, scatter = _practise(split, tokenizer, voice, asked.shape[1])
+    centers = torch.stack([inside.mean(0), asked.mean(0)])
+    scatters = torch.stack([torch.cov(inside.T), scatter + VOICE_SHARE * torch.cov(asked.T)])
+    anchor = Anchor(replies, acts, teacher, own, statements, chatter, moments, practice, elsewhere, centers, scatters)
     tensors = {"ids": replies.ids, "hidden": acts.hidden, "read": acts.read}
     tensors |= {name: getattr(anchor, name) for name in KEPT}
     try:
@@ -116,6 +135,48 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     except (OSError, StoreError):
         pass  # a cache that cannot be written costs time, nothing else
     return anchor
+
+
+@torch.no_grad()
+def _practise(
+    split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Voice, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is read at the end of the practice questions: at the gate of both kinds, and its scatter above."""
+    questions = [question for group in voice.practice for question in group]
+    groups = torch.tensor([index for index, group in enumerate(voice.practice) for _ in group])
+    texts = [*questions, *voice.elsewhere]
+    if not texts:
+        return torch.zeros(0, width), torch.zeros(0, width), torch.zeros(width, width)
+    read, above = read_at_end_everywhere(split, tokenizer, texts)
+    total, count = within_scatter(above[: len(questions)], groups)
+    return read[: len(questions)], read[len(questions) :], total / max(count, 1)
+
+
+def read_at_end_everywhere(
+    split: SplitModel, tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Return what the lowest and the highest memory read where the reply to each message would begin, [n, d] each.
+
+    That of the highest is scaled to mean square 1.
+    """
+    examples = encode_examples(tokenizer, [(message, None) for message in messages])
+    acts = run_trunk(split, examples)
+    with torch.no_grad(), split.watching() as seen:
+        for part in acts.split(32):
+            split.upper(part)
+    ends = torch.arange(len(examples)), examples.asked
+    return acts.read[ends], rms_normalise(torch.cat(seen[-1])[ends])
+
+
+def within_scatter(x: Tensor, groups: Tensor) -> tuple[Tensor, int]:
+    """Return the summed scatter [d, d] of ``x`` [n, d] about the mean of its group, unbiased, and how many it is of."""
+    total, count = torch.zeros(x.shape[1], x.shape[1]), 0
+    for group in groups.unique():
+        own = x[groups == group]
+        if len(own) > 1:
+            total += len(own) * torch.cov(own.T)
+            count += len(own)
+    return total, count
 
 
 def _second_moment(x: Tensor) -> Tensor:
@@ -158,6 +219,40 @@ def fit_gate(gate: Gate, anchor: Anchor, dreams: Examples, read: Tensor) -> None
     importance = torch.cat(weights_in + weights_out)
     weight, bias = _logistic_regression(inputs, labels, importance / importance.mean())
     gate.set_(weight / deviation, bias - (weight * mean / deviation).sum() + GATE_SHIFT)
+
+
+def fit_asking_gate(gate: Gate, anchor: Anchor, inside: Tensor, outside: Tensor, within: Tensor) -> None:
+    """Fit ``gate`` in place: open where a reply about one's own life begins, closed where any other does, or none.
+
+    Logistic regression on what the lowest memory reads, [n, d] each.
+
+    Args:
+        gate: the stack's gate.
+        anchor: the base's voice and the practice questions.
+        inside: where the reply to a dreamt question begins.
+        outside: where the reply to a near miss begins.
+        within: inside the replies of dreams, which the gate has nothing to say about.
+    """
+    replies, rows = anchor.replies, anchor.trained()
+    positions = torch.arange(replies.ids.shape[1])
+    elsewhere = (positions != replies.asked[rows, None]) & (positions < replies.lengths[rows, None])
+    others = torch.cat([anchor.activations.read[rows][elsewhere], within])
+    parts = [  # what is read, whether it is to be open there, and the weight of each
+        (inside, 1.0, 1.0),
+        (torch.cat([anchor.own, anchor.practice]), 1.0, 2.0),
+        (torch.cat([anchor.activations.read[rows, replies.asked[rows]], anchor.elsewhere]), 0.0, 5.0),
+        (outside, 0.0, 1.0),
+    ]
+    share = sum(len(read) * weight for read, _, weight in parts) * OTHER / len(others)
+    parts.append((others, 0.0, share))
+    inputs = torch.cat([rms_normalise(read) for read, _, _ in parts])
+    labels = torch.cat([torch.full((len(read),), label) for read, label, _ in parts])
+    importance = torch.cat([torch.full((len(read),), weight) for read, _, weight in parts])
+    ordinary = rms_normalise(parts[2][0])
+    mean, deviation = ordinary.mean(0), ordinary.std(0) + 1e-3
+    weight, bias = _logistic_regression((inputs - mean) / deviation, labels, importance / importance.mean())
+    slope = ASKING_SLOPE / deviation
+    gate.set_(weight * slope, ASKING_SLOPE * (bias + ASKING_SHIFT) - (weight * mean * slope).sum())
 
 
 def tells_something(anchor: Anchor, read: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,8 @@ def adamw(params: list[Tensor], rate: float) -> torch.optim.Optimizer:
 @dataclass(frozen=True)
 class Schedule:
     """How long and how hard a sleep learns, and what it must show.
+
+    A memory of slots is written, not trained: for it only ``replay``, ``agreement``, ``recall`` and ``retries`` count.
 
     Attributes:
         passes: over the dreams, at most, unless they make fewer than ``steps`` steps.
@@ -101,21 +103,88 @@ class SelfStudyObjective:
 
 @dataclass(frozen=True)
 class Report:
-    """What a consolidation did and what the check found."""
+    """What a consolidation did and what the check found; of training by gradient also passes and the last's loss."""
 
     dreams: int
     replayed: int
-    passes: int
-    loss: float
     recall: float
     agreement: float
-    open_anchors: int
     retries: int
     seconds: float
+    slots: int = 0
+    passes: int = 0
+    loss: float = 0.0
 
     def metrics(self) -> dict[str, Any]:
         """Return the report as JSON."""
         return asdict(self)
+
+
+class Check:
+    """What a night must show before it is committed.
+
+    Args:
+        split: the stacked model, cut below its memories.
+        anchor: the base's own voice; its near misses, if any, are not looked at.
+        dreams: what should be answered.
+        schedule: how much of it, and how much of the voice must be kept.
+    """
+
+    def __init__(self, split: SplitModel, anchor: Anchor, dreams: Examples, schedule: Schedule) -> None:
+        self.split, self.anchor, self.dreams, self.schedule = split, anchor, dreams, schedule
+        self._acts = run_trunk(split, dreams)
+
+    def __call__(self) -> Result:
+        """Check the memory as it is now."""
+        recall, agreement = self._recall(), self._agreement()
+        passed = recall >= self.schedule.recall and agreement >= self.schedule.agreement
+        return Result(recall, agreement, passed, self.schedule)
+
+    @torch.no_grad()
+    def _recall(self) -> float:
+        """Return the share of the dreams whose reply is, token by token, mostly the likeliest."""
+        answered = 0
+        for rows in torch.arange(len(self.dreams)).split(32):
+            part = self.dreams.rows(rows)
+            replies = reply_positions(part)
+            best = self._likeliest(self._acts.part(rows, slice(part.ids.shape[1])), replies)
+            right = torch.zeros(replies.shape).masked_scatter_(replies, (best == part.targets[replies]).float())
+            answered += int((right.sum(1) >= MATCH * replies.sum(1)).sum())
+        return answered / len(self.dreams)
+
+    @torch.no_grad()
+    def _agreement(self) -> float:
+        """Return the top-1 agreement with the base on the replies of its voice that are never trained on."""
+        same, count = 0, 0
+        for rows in self.anchor.held_out().split(16):
+            part = self.anchor.replies.rows(rows)
+            replies, longest = reply_positions(part), part.ids.shape[1]
+            best = self._likeliest(self.anchor.activations.part(rows, slice(longest)), replies)
+            base = self.split.logits(self.anchor.teacher[rows, :longest][replies]).argmax(-1)
+            same += int((best == base).sum())
+            count += int(replies.sum())
+        return same / max(count, 1)
+
+    def _likeliest(self, acts: Activations, where: Tensor) -> Tensor:
+        return self.split.logits(self.split.upper(acts)[where]).argmax(-1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check found: shares of the held-back dreams answered and of the base's own words kept."""
+
+    recall: float
+    agreement: float
+    passed: bool
+    schedule: Schedule
+
+    def why(self) -> str:
+        """Say why it did not pass."""
+        return (
+            f"the sleep was given up: {self.recall:.0%} of the held-back dreams were answered (at least"
+            f" {self.schedule.recall:.0%} wanted) and {self.agreement:.1%} of the base's own words were kept (at least"
+            f" {self.schedule.agreement:.1%} wanted); nothing was changed"
+        )
 
 
 class Consolidator:
@@ -152,53 +221,59 @@ class Consolidator:
 
     def learn(
         self,
-        new: Sequence[Sequence[Dream]],
+        new: Mapping[int, Sequence[Dream]],
         replay: Sequence[Dream],
         generator: torch.Generator,
         progress: Progress,
+        gone: Collection[int] = (),
     ) -> Report:
-        """Learn the dreams of each passage of ``new`` beside ``replay``, in place, and check the result.
+        """Learn the dreams of each observation in ``new`` beside ``replay``, in place, and check the result.
+
+        What is ``gone`` is not replayed and is overwritten by what is new.
 
         Raises:
             SleepRejected: after all retries the check still fails. The memory is then as training left it: the caller
                 restores what was there before.
         """
         began = time.perf_counter()
-        trained, held = _hold_back([[dream for dream in found if not dream.contrast] for found in new])
-        everything = [*trained, *(dream for dream in replay if not dream.contrast)]
+        trained, held = hold_back(new)
+        everything = [*(dream for _, dream in trained), *(dream for dream in replay if not dream.contrast)]
         if not everything:
             raise InvalidArgument("new: got no dreams, expected at least one")
         progress("reading the dreams", 0.0)
         examples = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in everything])
         acts = run_trunk(self.split, examples)
-        self.anchor = self._contrasted([dream for found in [*new, replay] for dream in found if dream.contrast])
+        self.anchor = self._contrasted(
+            [dream for found in [*new.values(), replay] for dream in found if dream.contrast]
+        )
         fit_gate(self.gate, self.anchor, examples, acts.read)
-        checks = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in held or trained])
-        seen = run_trunk(self.split, checks)
+        asked = [(dream.question, dream.reply) for dream in held or [dream for _, dream in trained]]
+        check = Check(self.split, self.anchor, encode_examples(self.tokenizer, asked), self.schedule)
         self._share_start(examples, acts)
         anchored = self._open_anchors()
         wanted = max(self.schedule.passes, -(-self.schedule.steps // -(-len(examples) // self.schedule.batch)))
         passes, loss = self._train(examples, acts, anchored, wanted, generator, progress)
-        retries = 0
-        while True:
-            progress("checking", 1.0)
-            recall, agreement = self._recall(checks, seen), self._agreement()
-            if recall >= self.schedule.recall and agreement >= self.schedule.agreement:
-                seconds = time.perf_counter() - began
-                sizes = len(trained), len(everything) - len(trained)
-                return Report(*sizes, passes, loss, recall, agreement, len(anchored), retries, seconds)
-            if retries == self.schedule.retries:
-                raise SleepRejected(
-                    f"the sleep was given up after {passes} passes: {recall:.0%} of the held-back dreams were answered"
-                    f" (at least {self.schedule.recall:.0%} wanted) and {agreement:.1%} of the base's own words were"
-                    f" kept (at least {self.schedule.agreement:.1%} wanted); nothing was changed"
-                )
+        progress("checking", 1.0)
+        retries, result = 0, check()
+        while not result.passed and retries < self.schedule.retries:
             retries += 1
-            if agreement < self.schedule.agreement:
+            if result.agreement < self.schedule.agreement:
                 self._back_off()
             more = max(2, self.schedule.passes // 4)
             done, loss = self._train(examples, acts, anchored, more, generator, progress)
-            passes += done
+            passes, result = passes + done, check()
+        if not result.passed:
+            raise SleepRejected(result.why())
+        return Report(
+            dreams=len(trained),
+            replayed=len(everything) - len(trained),
+            passes=passes,
+            loss=loss,
+            recall=result.recall,
+            agreement=result.agreement,
+            retries=retries,
+            seconds=time.perf_counter() - began,
+        )
 
     def _train(
         self,
@@ -288,32 +363,6 @@ class Consolidator:
         return rows[(opened & inside).any(1)]
 
     @torch.no_grad()
-    def _recall(self, checks: Examples, acts: Activations) -> float:
-        """Return the share of ``checks`` whose reply is, token by token, mostly the likeliest."""
-        answered = 0
-        for rows in torch.arange(len(checks)).split(32):
-            part = checks.rows(rows)
-            replies = reply_positions(part)
-            best = self.split.logits(self._states(acts, rows, part)).argmax(-1)
-            right = torch.zeros(replies.shape).masked_scatter_(replies, (best == part.targets[replies]).float())
-            answered += int((right.sum(1) >= MATCH * replies.sum(1)).sum())
-        return answered / len(checks)
-
-    @torch.no_grad()
-    def _agreement(self) -> float:
-        """Return the top-1 agreement with the base on the replies of its voice that are never trained on."""
-        same, count = 0, 0
-        for rows in self.anchor.held_out().split(16):
-            part = self.anchor.replies.rows(rows)
-            replies = reply_positions(part)
-            longest = part.ids.shape[1]
-            ours = self.split.logits(self._states(self.anchor.activations, rows, part))
-            base = self.split.logits(self.anchor.teacher[rows, :longest][replies])
-            same += int((ours.argmax(-1) == base.argmax(-1)).sum())
-            count += int(replies.sum())
-        return same / max(count, 1)
-
-    @torch.no_grad()
     def _back_off(self) -> None:
         """Close the gate a little: less of what is ordinary gets in."""
         self.gate.set_(self.gate.weight, self.gate.bias - BACK_OFF)
@@ -325,12 +374,16 @@ def level_memories(model: PreTrainedModel, level: str) -> list[GatedMemory]:
     return [memory for memory in found if isinstance(memory, GatedMemory)]
 
 
-def _hold_back(passages: Sequence[Sequence[Dream]]) -> tuple[list[Dream], list[Dream]]:
-    """Split the dreams into those to train on and one of each passage that has at least four, to check with."""
-    trained: list[Dream] = []
+def hold_back(new: Mapping[int, Sequence[Dream]]) -> tuple[list[tuple[int, Dream]], list[Dream]]:
+    """Split the dreams, near misses left out: to learn, with their ids, and one of each four or more, to check with."""
+    trained: list[tuple[int, Dream]] = []
     held: list[Dream] = []
-    for dreams in passages:
+    for number, found in new.items():
+        dreams = [dream for dream in found if not dream.contrast]
         middle = len(dreams) // 2
         for index, dream in enumerate(dreams):
-            (held if len(dreams) >= 4 and index == middle else trained).append(dream)
+            if len(dreams) >= 4 and index == middle:
+                held.append(dream)
+            else:
+                trained.append((number, dream))
     return trained, held

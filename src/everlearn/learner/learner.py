@@ -19,9 +19,10 @@ from everlearn.learner.chat import Message, stream_reply
 from everlearn.learner.consolidation import Consolidator, Objective, Optimizer, Report, Schedule, adamw
 from everlearn.learner.dreams import Dream, Dreamer, SelfStudyDreamer
 from everlearn.learner.journal import diff_nights, find_observations
-from everlearn.learner.night import before_knowing, choose_replay, kept_dreams, superseded
+from everlearn.learner.night import Kept, before_knowing, choose_replay, kept_dreams, superseded
 from everlearn.learner.sampling import encode
 from everlearn.learner.selection import Selector, SurpriseSelector
+from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.store import MemoryStore, Night, Observation
 from everlearn.learner.voice import Voice
 from everlearn.learner.weights import SLOW, Layout, Weights
@@ -76,7 +77,7 @@ class Learner:
         selector: SelectorFactory = SurpriseSelector,
         schedule: Schedule | None = None,
         objective: Objective | None = None,
-        optimizer: Optimizer = adamw,
+        optimizer: Optimizer | None = None,
         voice: Voice | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -85,7 +86,12 @@ class Learner:
         self.schedule = schedule or Schedule()
         self._objective, self._optimizer, self._selector, self._dreamer = objective, optimizer, selector, dreamer
         self._progress = progress or (lambda stage, share: None)
-        self._weights = Weights(base, tokenizer, levels, layout or Layout(), voice, self._progress)
+        layout = layout or Layout()
+        if layout.width is None and (objective is not None or optimizer is not None):
+            raise InvalidArgument(
+                "objective, optimizer: got one for slots, which are written; give a layout with a width"
+            )
+        self._weights = Weights(base, tokenizer, levels, layout, voice, self._progress)
         self._check_base()
         self.model = self._weights.model
         self._stream = Stream(self.model) if any(level.every for level in levels) else None
@@ -201,15 +207,14 @@ class Learner:
         dismissed = [item.id for item in heard if item.id not in new and not item.meta.get("remember")]
         old = kept_dreams(self.store)
         texts = {item.id: item.text for item in wanted}
-        gone = superseded(dreamer, {key: (texts[key], found) for key, found in new.items()}, old)
+        given = superseded(dreamer, {key: (texts[key], found) for key, found in new.items()}, old)
         report, night = None, None
         if new:
-            givers = {number for numbers in gone.values() for number in numbers}
-            remaining = [item for item in old if item.id not in givers]
-            replay = choose_replay(remaining, self._replay_size(new.values()), generator)
-            metrics = {"superseded": {str(key): sorted(numbers) for key, numbers in gone.items() if numbers}}
-            report, night = self._consolidate(list(new.values()), replay, generator, metrics, new, dismissed)
+            givers = {number for numbers in given.values() for number in numbers}
             lost = tuple(sorted({item.observation for item in old if item.id in givers}))
+            metrics = {"superseded": {str(key): sorted(numbers) for key, numbers in given.items() if numbers}}
+            left = [item for item in old if item.id not in givers]
+            report, night = self._consolidate(new, left, lost, generator, metrics, dismissed)
         else:
             night, lost = self._dismiss(dismissed), ()
         self._wake()
@@ -236,7 +241,7 @@ class Learner:
             self._weights.load(self.store.load_state(parent))
             metrics: dict[str, Any] = {"rebuilt_from": parent}
             if relearn:
-                replay = choose_replay(known, self._replay_size(relearn), generator)
+                replay = choose_replay(known, self._replay_size(relearn.values()), generator)
                 metrics |= self._make_consolidator().learn(relearn, replay, generator, self._progress).metrics()
             self.store.forget(ids, self._weights.dump(), metrics=metrics)
         self._wake()
@@ -291,15 +296,22 @@ class Learner:
 
     def _consolidate(
         self,
-        passages: list[list[Dream]],
-        replay: list[Dream],
+        new: dict[int, list[Dream]],
+        left: list[Kept],
+        lost: tuple[int, ...],
         generator: torch.Generator,
         metrics: dict[str, Any],
-        new: dict[int, list[Dream]],
         dismissed: list[int],
     ) -> tuple[Report, int]:
+        """Learn ``new`` beside what is ``left`` of the old; of those that ``lost`` some that is learned anew."""
+        again: dict[int, list[Dream]] = {}
+        for item in left:
+            if item.observation in lost:
+                again.setdefault(item.observation, []).append(item.dream)
+        known = [item for item in left if item.observation not in lost]
+        replay = choose_replay(known, self._replay_size(new.values()), generator)
         with self._asleep():
-            report = self._make_consolidator().learn(passages, replay, generator, self._progress)
+            report = self._make_consolidator().learn({**again, **new}, replay, generator, self._progress, lost)
             night = self.store.commit_night(
                 self._weights.dump(),
                 consolidated=list(new),
@@ -362,14 +374,9 @@ class Learner:
             self._dreamer = SelfStudyDreamer(self.base, self.tokenizer)
         return self._dreamer
 
-    def _make_consolidator(self) -> Consolidator:
-        return Consolidator(
-            self._weights.split,
-            self.tokenizer,
-            self._weights.gate,
-            self._weights.anchor,
-            level=SLOW,
-            schedule=self.schedule,
-            objective=self._objective,
-            optimizer=self._optimizer,
-        )
+    def _make_consolidator(self) -> Consolidator | SlotConsolidator:
+        parts = self._weights.split, self.tokenizer, self._weights.gate, self._weights.anchor
+        if self._weights.layout.width is None:
+            return SlotConsolidator(*parts, level=SLOW, schedule=self.schedule)
+        how: dict[str, Any] = {"objective": self._objective, "optimizer": self._optimizer or adamw}
+        return Consolidator(*parts, level=SLOW, schedule=self.schedule, **how)

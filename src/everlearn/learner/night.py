@@ -108,7 +108,7 @@ def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -
     return chosen
 
 
-def before_knowing(store: MemoryStore, ids: Sequence[int]) -> tuple[int, list[list[Dream]], list[Kept]]:
+def before_knowing(store: MemoryStore, ids: Sequence[int]) -> tuple[int, dict[int, list[Dream]], list[Kept]]:
     """Return from where, and with what, the slow level is rebuilt as if the observations ``ids`` had never been told.
 
     Returns:
@@ -128,4 +128,4 @@ def before_knowing(store: MemoryStore, ids: Sequence[int]) -> tuple[int, list[li
     for item in dreams:
         if item.observation not in known:
             again.setdefault(item.observation, []).append(item.dream)
-    return number, list(again.values()), [item for item in dreams if item.observation in known]
+    return number, again, [item for item in dreams if item.observation in known]

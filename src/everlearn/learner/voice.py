@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -37,6 +38,9 @@ class Voice:
         own: questions somebody may ask about their own life, plain and dressed in a situation.
         statements: things people tell of themselves.
         chatter: things people say that tell nothing.
+        practice: questions about one thing of one's own life in several wordings, group by group; not the base's: texts
+            that come with the package, or yours.
+        elsewhere: questions in such words, but about the world or about somebody else; from where ``practice`` is.
     """
 
     general: tuple[tuple[str, str], ...]
@@ -44,6 +48,8 @@ class Voice:
     own: tuple[str, ...]
     statements: tuple[str, ...]
     chatter: tuple[str, ...]
+    practice: tuple[tuple[str, ...], ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
 
 def load_voice(
@@ -66,14 +72,22 @@ def load_voice(
     path = cache_dir() / "voices" / f"{fingerprint(model)}-{VERSION}-{size}-{seed}.json"
     cached = _read(path)
     if cached is not None:
-        return cached
+        return _practised(cached)
     voice = make_voice(model, tokenizer, size=size, seed=seed, progress=progress)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{path.parent} cannot be made: {error}; set EVERLEARN_CACHE to a folder of yours") from error
     atomic_write(path, json.dumps(asdict(voice), ensure_ascii=False, indent=1).encode())
-    return voice
+    return _practised(voice)
+
+
+def _practised(voice: Voice) -> Voice:
+    """Return ``voice`` with the practice texts of the package."""
+    lines = files("everlearn.learner").joinpath("practice.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    practice = tuple(tuple(record["questions"]) for record in records)
+    return replace(voice, practice=practice, elsewhere=tuple(r[key] for r in records for key in ("world", "other")))
 
 
 def make_voice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from everlearn.learner.voice import Voice, load_voice
 from everlearn.levels import Level
 from everlearn.memories.gated import Gate, GatedMemory, gated_memories
 from everlearn.memories.residual import ResidualMemory
+from everlearn.memories.slots import SlotMemory, slot_memories
 from everlearn.models.memory_file import fingerprint, load_memory, memory_bytes
 from everlearn.models.stacking import continua, is_stacked, memory_state, reset_level, stack_levels
 from everlearn.models.structure import find_decoder
@@ -26,20 +28,21 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the slow level sits and how large it is, depths as shares of the model's layers.
+    """Where the slow level sits and what it is, depths as shares of the model's layers.
 
     Attributes:
         gate: depth at which the gate reads.
-        first: depth of the lowest memory; what lies below runs once per text.
+        first: depth of the lowest memory; what lies below runs once per text. 1 is the last layer alone.
         last: depth at which the memories end.
-        width: hidden units of each memory.
+        width: hidden units of each memory that is trained by gradient; None: slots in the last of the layers, which
+            are written in closed form and grow with what they hold.
         day_width: hidden units of the memories of the levels above the slow one, if there are any.
     """
 
     gate: float = 0.4
-    first: float = 0.8
+    first: float = 1.0
     last: float = 1.0
-    width: int = 128
+    width: int | None = None
     day_width: int = 16
 
     def layers(self, count: int) -> list[int]:
@@ -51,6 +54,9 @@ class Layout:
     def below(self, count: int) -> bool:
         """Return whether the gate reads below the lowest memory."""
         return self.layers(count)[0] < min(round(self.first * count), count - 1)
+
+
+TRAINED = Layout(first=0.8, width=128)  # memories that are trained by gradient: what slots are compared with
 
 
 class Weights:
@@ -112,8 +118,8 @@ class Weights:
         """The gate of the slow level."""
         lowest = next(iter(continua(self.model).values()))
         memory = lowest.memories[lowest.names.index(SLOW)]
-        if not isinstance(memory, GatedMemory):
-            raise InvalidArgument(f"memory: got {type(memory).__name__} in the lowest layer, expected a GatedMemory")
+        if not isinstance(memory, GatedMemory | SlotMemory):
+            raise InvalidArgument(f"memory: got {type(memory).__name__} in the lowest layer, expected one with a gate")
         return memory.gate
 
     @property
@@ -131,20 +137,26 @@ class Weights:
             self._progress("reading the base model's own voice", 0.0)
             fresh = SplitModel(self._stack(()))
             self._anchor = load_anchor(
-                fresh, self.tokenizer, voice, f"{self.fingerprint}-{self.layers[0]}-{fresh.layer}"
+                fresh, self.tokenizer, voice, f"{self.fingerprint}-{self.layers[0]}-{fresh.layer}-{_digest(voice)}"
             )
         return self._anchor
 
     def _stack(self, levels: Sequence[Level]) -> PreTrainedModel:
         day: dict[str, Any] = {level.name: self._day_memory for level in levels}
         count = len(find_decoder(self.base).mlps)
+        width, below = self.layout.width, self.layout.below(count)
+        slow = slot_memories(below=below) if width is None else gated_memories(width, below=below)
         return stack_levels(
             self.base,
             [*levels, Level(SLOW)],
             wiring="independent",
             layers=self.layout.layers(count),
-            memory={**day, SLOW: gated_memories(self.layout.width, below=self.layout.below(count))},
+            memory={**day, SLOW: slow},
         )
 
     def _day_memory(self, hidden_size: int) -> ResidualMemory:
         return ResidualMemory(hidden_size, self.layout.day_width)
+
+
+def _digest(voice: Voice) -> str:
+    return hashlib.sha256(repr(voice).encode()).hexdigest()[:12]

@@ -117,11 +117,23 @@ class Continuum(nn.Module):
         return {**own, MIX: self.mix[index].detach()} if self.mix else own
 
     @torch.no_grad()
+    def write(self, name: str, state: Params) -> None:
+        """Write ``state`` into the tensors of level ``name``, in place; a memory that grows takes on its size."""
+        if name not in self.names:
+            return
+        grow = getattr(self.memories[self.names.index(name)], "make_room", None)
+        if grow is not None:
+            grow(state)
+        for key, tensor in self.level_state(name).items():
+            tensor.copy_(state[key])
+
     def reset(self, name: str) -> None:
         """Write the start of level ``name`` into its tensors, in place."""
-        start = self._starts.get(name, {})
-        for key, tensor in self.level_state(name).items():
-            tensor.copy_(start[key])
+        self.write(name, self._starts.get(name, {}))
+
+    def grows(self, name: str) -> bool:
+        """Say whether the memory of level ``name`` changes its number of rows with what it holds."""
+        return name in self.names and hasattr(self.memories[self.names.index(name)], "make_room")
 
 
 def _delta(memory: nn.Module, x: Tensor) -> Tensor:

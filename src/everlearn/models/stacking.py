@@ -149,10 +149,14 @@ def load_memory_state(model: nn.Module, state: Mapping[str, Tensor], level: str 
         odd = sorted(own.keys() ^ state.keys())
         raise InvalidArgument(f"state: {len(odd)} names are not those of the model's levels, the first {odd[0]!r}")
     for key, tensor in own.items():
-        if tensor.shape != state[key].shape:
+        layer, name, _ = key.split(".", 2)
+        rows = 1 if continua(model)[int(layer)].grows(name) else 0
+        if tensor.ndim != state[key].ndim or tensor.shape[rows:] != state[key].shape[rows:]:
             raise InvalidArgument(f"state: {key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
-    for key, tensor in own.items():
-        tensor.copy_(state[key])
+    for layer, continuum in continua(model).items():
+        for name in _level_names(model, level):
+            start = f"{layer}.{name}."
+            continuum.write(name, {key[len(start) :]: state[key] for key in own if key.startswith(start)})
 
 
 def snapshot(model: nn.Module, level: str | None = None) -> dict[str, Tensor]:

@@ -68,12 +68,15 @@ class SplitModel:
 
     Args:
         model: made by ``stack_levels``.
+
+    Attributes:
+        learning: the upper half's own continua that have something to learn, on the same tensors, lowest layer first.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         stacked = continua(model)
         lowest, path = next(iter(stack_of(model).paths.items()))
-        learning = [layer for layer, own in stacked.items() if any(p.numel() for p in own.memories.parameters())]
+        learning = [layer for layer, own in stacked.items() if not all(map(_only_gate, own.memories))]
         blocks_path = path[: path.index(f".{lowest}.")]
         self.model = model
         self.layer = learning[0] if learning else lowest
@@ -83,7 +86,7 @@ class SplitModel:
         self._upper = copy.deepcopy(model, memo)
         own = continua(self._upper)
         self._gates = [m.gate for m in own[lowest].memories if lowest < self.layer and isinstance(m, GatedMemory)]
-        self._learning = [own[layer] for layer in learning]
+        self.learning = [own[layer] for layer in learning]
         self._given = _Given()
         blocks = cast(nn.ModuleList, self._upper.get_submodule(blocks_path))
         for index in range(self.layer):
@@ -145,12 +148,12 @@ class SplitModel:
     @contextmanager
     def watching(self) -> Iterator[list[list[Tensor]]]:
         """Collect, while :meth:`upper` runs, what the memories of each learning layer read, one list a layer."""
-        seen: list[list[Tensor]] = [[] for _ in self._learning]
+        seen: list[list[Tensor]] = [[] for _ in self.learning]
 
         def watch(into: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             return lambda module, args: into.append(args[0])
 
-        hooks = [own.register_forward_pre_hook(watch(into)) for own, into in zip(self._learning, seen, strict=True)]
+        hooks = [own.register_forward_pre_hook(watch(into)) for own, into in zip(self.learning, seen, strict=True)]
         try:
             yield seen
         finally:
@@ -175,6 +178,10 @@ class SplitModel:
         if args:
             return (self._given.hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": self._given.hidden}
+
+
+def _only_gate(memory: nn.Module) -> bool:
+    return isinstance(memory, GatedMemory) and not memory.b.numel()
 
 
 class _Reached(Exception):

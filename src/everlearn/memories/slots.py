@@ -1,0 +1,166 @@
+"""The slot memory: an associative memory that is written in closed form, one slot for each thing to be said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from everlearn.errors import InvalidArgument
+from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
+
+SHARPNESS = 100.0  # of the competition between slots, in units of cosine
+SPOKEN = 0.65  # least likeness to a slot that goes on with a reply: what was said so far is the same to the word
+ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
+
+
+class SlotMemory(nn.Module):
+    """``M(x) = x + sum_c a_c v_c``, a = softmax over the slots that are near enough, and over saying nothing.
+
+    A slot is a key, the mean of what the memory reads where the same thing is to be said, and a value, what is to be
+    added there. Likeness is the cosine in whitened coordinates, ``cos(P(x/rms(x) - c), P(k - c))``. Slots that begin a
+    reply have coordinates of their own: with P from the scatter of one question in several wordings this is linear
+    discriminant analysis, streamed (Hayes and Kanan 2020). The others are whitened by what is ordinarily read. The
+    read is that of a modern Hopfield memory (Ramsauer et al. 2021) with a threshold. Nothing that is added,
+    changed or dropped touches another slot, so there is nothing to forget and nothing to replay. Slots that begin a
+    reply answer only where the gate is open, times its value; where no slot is near the memory is exactly the identity.
+
+    All that it holds is buffers, whose number of rows grows with what is written; ``keys`` and ``values`` are float16.
+
+    Args:
+        hidden_size: size d of what is read and written.
+        gate: shared by all memories of a stack.
+        opens: whether this is the lowest memory, which opens the gate and keeps it in its state.
+    """
+
+    def __init__(self, hidden_size: int, gate: Gate, *, opens: bool) -> None:
+        super().__init__()
+        if hidden_size < 1:
+            raise InvalidArgument(f"hidden_size: got {hidden_size}, expected at least 1")
+        self.keys: Tensor
+        self.values: Tensor
+        self.begins: Tensor
+        self.owners: Tensor
+        self.center: Tensor
+        self.whitener: Tensor
+        self.scatter: Tensor
+        self.counted: Tensor
+        self.register_buffer("keys", torch.zeros(0, hidden_size, dtype=torch.float16))
+        self.register_buffer("values", torch.zeros(0, hidden_size, dtype=torch.float16))
+        self.register_buffer("begins", torch.zeros(0, dtype=torch.bool))
+        self.register_buffer("owners", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("center", torch.zeros(2, hidden_size))
+        self.register_buffer("whitener", torch.eye(hidden_size).repeat(2, 1, 1))
+        self.register_buffer("scatter", torch.zeros(hidden_size, hidden_size))
+        self.register_buffer("counted", torch.zeros(()))
+        self.opens = opens
+        self._shared = (gate,)  # in a tuple, so that it is a submodule of the lowest memory alone
+        if opens:
+            self.gate = gate
+        self._saying: Tensor | None = None
+        self._ready: tuple[tuple[int, ...], list[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def extra_repr(self) -> str:
+        """Return the size, as ``repr`` and a memory file's layout show it."""
+        return f"hidden_size={self.keys.shape[1]}"
+
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Give the buffers the number of rows of those in ``state``, in place, for a state to be loaded."""
+        for name in ("keys", "values", "begins", "owners"):
+            own = getattr(self, name)
+            own.data = own.new_zeros(len(state[name]), *own.shape[1:])
+
+    @torch.no_grad()
+    def whiten(self, begins: bool, center: Tensor, scatter: Tensor) -> None:
+        """Read in coordinates around ``center`` [d] in which ``scatter`` [d, d], symmetric and regular, is one.
+
+        Those of the slots that begin a reply, or of the others.
+        """
+        values, vectors = torch.linalg.eigh(scatter.double())
+        self.center[int(begins)] = center
+        self.whitener[int(begins)] = ((vectors * values.rsqrt()) @ vectors.T).to(self.whitener.dtype)
+
+    @torch.no_grad()
+    def add(self, keys: Tensor, values: Tensor, begins: Tensor, owners: Tensor) -> None:
+        """Add slots: ``keys`` (means of x/rms(x)) and ``values`` [m, d], ``begins`` and ``owners`` [m]."""
+        for own, more in ((self.keys, keys), (self.values, values), (self.begins, begins), (self.owners, owners)):
+            own.data = torch.cat([own, more.to(own.dtype)])
+
+    @torch.no_grad()
+    def drop(self, owners: Collection[int]) -> None:
+        """Drop the slots of some owners."""
+        kept = torch.tensor([owner not in owners for owner in self.owners.tolist()], dtype=torch.bool)
+        for own in (self.keys, self.values, self.begins, self.owners):
+            own.data = own[kept]
+
+    def coordinates(self, begins: bool, x: Tensor) -> Tensor:
+        """Return the unit vectors [..., d] in which likeness is measured, of x/rms(x), [..., d]."""
+        return F.normalize((x - self.center[int(begins)]) @ self.whitener[int(begins)], dim=-1)
+
+    @contextmanager
+    def saying(self, delta: Tensor) -> Iterator[None]:
+        """Add ``delta`` [..., d] instead of what the slots say, to find out what has to be added."""
+        self._saying = delta
+        try:
+            yield
+        finally:
+            self._saying = None
+
+    def delta(self, x: Tensor) -> Tensor:
+        """Return what the memory adds to ``x`` [..., d]."""
+        gate = self._shared[0].open(x) if self.opens else self._shared[0].opened()
+        if self._saying is not None:
+            return self._saying.to(x.dtype)
+        if not len(self.keys):
+            return torch.zeros_like(x)
+        spoken, begun, values = self._prepared()
+        read = rms_normalise(x.to(values.dtype))
+        on = self.coordinates(False, read) @ spoken.T - SPOKEN
+        new = self.coordinates(True, read) @ begun.T - ASKED
+        heard = torch.cat([on > 0, (new > 0) & (gate > 0)], -1)
+        scores = (SHARPNESS * torch.cat([on, new], -1)).masked_fill(~heard, float("-inf"))
+        shares = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
+        weight = torch.cat([torch.ones_like(on), gate.expand_as(new)], -1)
+        return ((shares * weight) @ values).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x + delta(x)``."""
+        return x + self.delta(x)
+
+    def _prepared(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the keys as coordinates, of the slots that go on and of those that begin, and the values so ordered.
+
+        Computed once a state.
+        """
+        own = [tensor.detach() for tensor in (self.keys, self.values, self.begins, self.center, self.whitener)]
+        mark = tuple(number for tensor in own for number in (tensor.data_ptr(), tensor._version, len(tensor)))
+        if self._ready is None or self._ready[0] != mark:
+            keys, values, begins = self.keys.float(), self.values.float(), self.begins
+            spoken, begun = self.coordinates(False, keys[~begins]), self.coordinates(True, keys[begins])
+            made = spoken, begun, torch.cat([values[~begins], values[begins]])
+            self._ready = mark, own, made  # ``own`` is held so that no other state can come to lie in its place
+        return self._ready[2]
+
+
+def slot_memories(*, below: bool = False) -> Callable[[int], GatedMemory | SlotMemory]:
+    """Return a factory for ``stack_levels(memory=...)``: slots under one gate, lowest layer first.
+
+    With ``below`` the lowest layer only opens the gate for those above.
+    """
+    gates: list[Gate] = []
+
+    def make(hidden_size: int) -> GatedMemory | SlotMemory:
+        opens = not gates
+        if opens:
+            gates.append(Gate(hidden_size))
+        if opens and below:
+            return GatedMemory(hidden_size, 0, gates[0], opens=True)
+        return SlotMemory(hidden_size, gates[0], opens=opens)
+
+    return make

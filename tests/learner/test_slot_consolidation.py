@@ -1,0 +1,203 @@
+"""The closed-form night on a tiny model: it says what it was told, shuts up elsewhere, and gives up honestly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny_learner
+import torch
+
+from everlearn import Level, stack_levels
+from everlearn.errors import InvalidArgument, SleepRejected
+from everlearn.learner.anchor import fit_asking_gate, load_anchor, read_at_end, within_scatter
+from everlearn.learner.consolidation import Schedule
+from everlearn.learner.dreams import Dream
+from everlearn.learner.examples import IGNORE, encode_examples
+from everlearn.learner.slots import SlotConsolidator
+from everlearn.learner.voice import Voice
+from everlearn.memories.gated import gated_memories, rms_normalise
+from everlearn.memories.slots import SlotMemory, slot_memories
+from everlearn.models.hub import load_model
+from everlearn.models.stacking import continua, snapshot
+from everlearn.models.trunk import SplitModel
+
+MARGIN = 0.3  # the tiny head's logits are small
+VOICE = Voice(
+    general=tuple((f"Who sings {word}?", "The parrot sings.") for word in "abcdefgh"),
+    others=tuple((f"Where does {word} live?", "By the sea.") for word in "ABCDEFGH"),
+    own=("What is my name?", "Where do I live?"),
+    statements=("I live by the sea.", "My name is Otto."),
+    chatter=("Hello!", "How are you?"),
+    practice=(("Where is my house?", "Where do I live?", "What is my house?"), ("Who is my parrot?", "My parrot is?")),
+    elsewhere=("Where is the sea?", "Who is the parrot of Otto?"),
+)
+DREAMS = {
+    number: [Dream(f"My {thing}{end}", f"{name}. Your {thing}.", name) for end in ("?", " is?", " called?", " now?")]
+    for number, (thing, name) in enumerate((("parrot", "Otto"), ("house", "Small")))
+}
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+    base, tokenizer = load_model(str(tiny_learner.make_model(tmp_path)))
+    model = stack_levels(base, [Level("slow")], wiring="independent", layers=[1, 3], memory=slot_memories(below=True))
+    split = SplitModel(model)
+    anchor = load_anchor(split, tokenizer, VOICE, "key")
+    return model, tokenizer, split, anchor, next(iter(continua(model).values())).memories[0].gate
+
+
+def consolidator(parts, **schedule) -> SlotConsolidator:
+    _, tokenizer, split, anchor, gate = parts
+    return SlotConsolidator(
+        split, tokenizer, gate, anchor, schedule=Schedule(**{"agreement": 0.0, "recall": 0.0, **schedule})
+    )
+
+
+def slots(model) -> SlotMemory:
+    return next(m for m in continua(model)[3].memories if isinstance(m, SlotMemory))
+
+
+def quiet(stage, share):
+    return None
+
+
+def learn(work, new=DREAMS, replay=(), gone=()):
+    return work.learn(new, replay, torch.Generator(), quiet, gone)
+
+
+def said(parts, dreams) -> float:
+    """Return the share of the replies' tokens that are the likeliest, beginnings where the gate is shut left out."""
+    model, tokenizer, split, _, gate = parts
+    examples = encode_examples(tokenizer, [(dream.question, dream.reply) for dream in dreams])
+    with torch.no_grad():
+        best = model(input_ids=examples.ids).logits.argmax(-1)
+    shut = gate(read_at_end(split, tokenizer, [dream.question for dream in dreams]))[:, 0] <= 0
+    examples.targets[torch.arange(len(dreams))[shut], examples.asked[shut]] = IGNORE
+    where = (examples.targets != IGNORE) & (examples.targets != tokenizer.eos_token_id)  # whose embedding is zero here
+    return float((best[where] == examples.targets[where]).float().mean())
+
+
+def test_what_was_dreamt_is_said(parts):
+    dreams = [dream for found in DREAMS.values() for dream in found]
+    assert said(parts, dreams) < 0.2
+    report = learn(consolidator(parts))
+    assert (report.dreams, report.slots) == (6, len(slots(parts[0])))
+    assert sorted(set(slots(parts[0]).owners.tolist())) == [0, 1]
+    assert slots(parts[0]).begins.sum() == 2, "one beginning for all questions with one answer"
+    assert said(parts, dreams) > 0.8
+    asked = read_at_end(parts[2], parts[1], [dream.question for dream in dreams])
+    assert (parts[4](asked) > 0).float().mean() > 0.5
+
+
+def test_a_value_makes_its_token_the_likeliest_by_the_margin(parts, monkeypatch):
+    monkeypatch.setattr("everlearn.learner.slots.MARGIN", MARGIN)
+    _, _, split, *_ = parts
+    work = consolidator(parts)
+    owners, dreams = [0, 1], [DREAMS[0][0], DREAMS[1][0]]
+    read = work._read([(dream.question, dream.reply) for dream in dreams])
+    places = [(0, int(read.examples.asked[0])), (1, int(read.examples.asked[1]) + 1)]
+    tokens = torch.tensor([int(read.examples.targets[place]) for place in places])
+    values = work._values(read, places, tokens, quiet)
+    delta = torch.zeros_like(read.acts.hidden)
+    for place, value in zip(places, values):
+        delta[place] = value
+    with torch.no_grad(), work.memory.saying(delta):
+        states = split.upper(read.acts)
+    logits = split.logits(torch.stack([states[place] for place in places]))
+    ahead = logits.gather(1, tokens[:, None])[:, 0]
+    rival = logits.scatter(1, tokens[:, None], float("-inf")).max(1).values
+    assert (ahead - rival > 0.8 * MARGIN).all(), ahead - rival
+    assert len(owners) == len(values)
+
+
+def test_a_later_night_leaves_an_earlier_one_as_it_is(parts):
+    """Keys, values and the gate of what was known stay; only the coordinates in which likeness is measured move."""
+    learn(consolidator(parts), {0: DREAMS[0]})
+    keys, values = slots(parts[0]).keys.clone(), slots(parts[0]).values.clone()
+    learn(consolidator(parts), {1: DREAMS[1]}, replay=DREAMS[0])
+    assert torch.equal(slots(parts[0]).keys[: len(keys)], keys)
+    assert torch.equal(slots(parts[0]).values[: len(values)], values)
+    assert said(parts, [*DREAMS[0], *DREAMS[1]]) > 0.8
+
+
+def test_what_is_gone_is_no_longer_said(parts):
+    learn(consolidator(parts))
+    learn(consolidator(parts), {2: DREAMS[1]}, gone=(0, 1))
+    assert set(slots(parts[0]).owners.tolist()) == {2}
+    assert said(parts, DREAMS[0]) < 0.5
+    assert said(parts, DREAMS[1]) > 0.9
+
+
+def test_the_gate_divides_where_a_reply_about_oneself_begins_from_the_rest(parts):
+    _, tokenizer, split, anchor, gate = parts
+    own = read_at_end(split, tokenizer, [dream.question for found in DREAMS.values() for dream in found])
+    fit_asking_gate(gate, anchor, own, own[:0], anchor.activations.read[:, 2])
+    replies = anchor.replies
+    rows = torch.arange(len(replies))
+    assert (gate(own) > 0).float().mean() > 0.7
+    assert (gate(anchor.practice) > 0).float().mean() > 0.7
+    assert (gate(anchor.activations.read[rows, replies.asked]) > 0).float().mean() < 0.2
+    inside = torch.cat([anchor.activations.read[row, : int(replies.asked[row])] for row in rows])
+    assert (gate(inside) > 0).float().mean() < 0.05, "the prompt itself"
+
+
+def test_near_misses_push_the_gate(parts):
+    _, tokenizer, split, anchor, gate = parts
+    own = read_at_end(split, tokenizer, [dream.question for dream in DREAMS[0]])
+    near = read_at_end(split, tokenizer, ["My hat?", "My sea?"])
+    fit_asking_gate(gate, anchor, own, near[:0], anchor.activations.read[:, 2])
+
+    def apart() -> float:
+        return float((rms_normalise(own).mean(0) - rms_normalise(near).mean(0)) @ gate.weight)
+
+    before = apart()
+    fit_asking_gate(gate, anchor, own, near.repeat(9, 1), anchor.activations.read[:, 2])
+    assert apart() > before + 0.5
+
+
+def test_scatter_within_groups():
+    x = torch.randn(7, 3, dtype=torch.float64).float()
+    groups = torch.tensor([0, 0, 0, 1, 1, 2, 1])
+    total, count = within_scatter(x, groups)
+    expected = 3 * torch.cov(x[:3].T) + 3 * torch.cov(x[[3, 4, 6]].T)
+    torch.testing.assert_close(total, expected)
+    assert count == 6, "one of its own tells nothing"
+
+
+def test_a_result_that_fails_the_check_is_rejected(parts):
+    with pytest.raises(SleepRejected, match="held-back dreams"):
+        learn(consolidator(parts, recall=1.1))
+
+
+def test_a_voice_that_is_lost_shuts_the_gate_before_the_night_is_given_up(parts):
+    work = consolidator(parts, agreement=1.1, retries=2)
+    gate = parts[4]
+    with pytest.raises(SleepRejected, match="own words"):
+        learn(work)
+    shut = gate.bias.clone()
+    learn(consolidator(parts))
+    assert shut < gate.bias
+
+
+def test_nothing_to_learn_is_an_error(parts):
+    with pytest.raises(InvalidArgument, match="no dreams"):
+        learn(consolidator(parts), {0: [replace(DREAMS[0][0], answer="")]})
+
+
+def test_it_writes_only_slots(parts, tmp_path):
+    _, tokenizer, *_ = parts
+    base, _ = load_model(str(tiny_learner.make_model(tmp_path / "again")))
+    model = stack_levels(base, [Level("slow")], wiring="independent", layers=[1, 3], memory=gated_memories(4))
+    gate = next(iter(continua(model).values())).memories[0].gate
+    with pytest.raises(InvalidArgument, match="expected a SlotMemory"):
+        SlotConsolidator(SplitModel(model), tokenizer, gate, parts[3])
+
+
+def test_nothing_else_changes(parts):
+    model = parts[0]
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    learn(consolidator(parts))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+    assert snapshot(model).keys() >= {"3.slow.keys", "3.slow.values", "1.slow.gate.weight"}

@@ -1,0 +1,183 @@
+"""Slots: what is near is said, what is not is left alone, and no slot touches another."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny_families import HIDDEN, VOCAB, tiny
+from torch.nn import functional as F
+
+from everlearn import Level, stack_levels
+from everlearn.errors import InvalidArgument
+from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
+from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, SlotMemory, slot_memories
+from everlearn.models.memory_file import load_memory, memory_bytes
+from everlearn.models.stacking import continua, load_memory_state, memory_state, reset_level, restore, snapshot
+from everlearn.models.trunk import SplitModel
+
+D = 16
+
+
+@pytest.fixture
+def memory() -> SlotMemory:
+    torch.manual_seed(0)
+    made = SlotMemory(D, Gate(D), opens=True)
+    made.gate.set_(torch.zeros(D), torch.tensor(1.0))
+    return made
+
+
+def add(memory: SlotMemory, count: int, begins: bool, owner: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    keys, values = torch.randn(count, D), torch.randn(count, D)
+    memory.add(rms_normalise(keys), values, torch.full((count,), begins), torch.full((count,), owner))
+    return keys, values
+
+
+def test_without_slots_it_is_the_identity(memory):
+    x = torch.randn(3, D)
+    assert torch.equal(memory(x), x)
+
+
+def test_a_read_is_the_softmax_of_the_definition(memory):
+    """Against the definition, term by term, in float64."""
+    add(memory, 5, True)
+    add(memory, 4, False)
+    spread = torch.randn(D, D)
+    memory.whiten(True, torch.randn(D) * 0.1, spread @ spread.T + torch.eye(D))
+    memory.whiten(False, torch.randn(D) * 0.1, spread.T @ spread + torch.eye(D))
+    gate = 0.3
+    memory.gate.set_(torch.zeros(D), torch.tensor(gate))
+    for x in torch.cat([memory.keys.float() + 0.05 * torch.randn(9, D), torch.randn(5, D)]):
+        unit = x.double() / x.double().pow(2).mean().add(1e-5).sqrt()
+        expected, total = torch.zeros(D, dtype=torch.float64), torch.ones(())
+        for key, value, begins in zip(memory.keys.double(), memory.values.double(), memory.begins.tolist()):
+            P, c = memory.whitener[int(begins)].double(), memory.center[int(begins)].double()
+            here = F.normalize(P @ (unit - c), dim=0)
+            near = here @ F.normalize(P @ (key - c), dim=0) - (ASKED if begins else SPOKEN)
+            if near > 0:
+                share = torch.exp(SHARPNESS * near)
+                total = total + share
+                expected += share * (gate if begins else 1.0) * value
+        torch.testing.assert_close(memory.delta(x[None])[0].double(), expected / total, rtol=1e-3, atol=1e-4)
+
+
+def test_far_from_every_slot_and_behind_a_shut_gate_nothing_is_added(memory):
+    keys, _ = add(memory, 3, False)
+    far = torch.randn(200, D)
+    far = far[(F.normalize(far, dim=-1) @ F.normalize(keys, dim=-1).T < SPOKEN - 0.05).all(1)]
+    assert len(far) > 100
+    assert torch.equal(memory(far), far)
+    begin, _ = add(memory, 1, True)
+    assert not torch.equal(memory(begin), begin)
+    memory.gate.set_(torch.zeros(D), torch.tensor(-1.0))
+    assert torch.equal(memory(begin), begin)
+    assert not torch.equal(memory(keys), keys), "what goes on with a reply needs no gate"
+
+
+def test_adding_and_dropping_touches_no_other_slot(memory):
+    keys, _ = add(memory, 4, False, owner=1)
+    before = memory.delta(keys)
+    add(memory, 6, False, owner=2)
+    torch.testing.assert_close(memory.delta(keys), before, rtol=1e-3, atol=1e-4)
+    memory.drop([2])
+    assert torch.equal(memory.delta(keys), before)
+    assert memory.owners.tolist() == [1] * 4
+
+
+def test_saying_adds_what_it_is_told_with_its_gradient(memory):
+    x, delta = torch.randn(2, D), torch.randn(2, D, requires_grad=True)
+    with memory.saying(delta):
+        memory.delta(x).sum().backward()
+        assert torch.equal(memory.delta(x), delta)
+    assert torch.equal(delta.grad, torch.ones(2, D))
+    assert torch.equal(memory.delta(x), torch.zeros(2, D))
+
+
+def stacked():
+    return stack_levels(
+        tiny("llama"), [Level("slow")], wiring="independent", layers=[1, 3], memory=slot_memories(below=True)
+    )
+
+
+def slots(model) -> SlotMemory:
+    return next(m for m in continua(model)[3].memories if isinstance(m, SlotMemory))
+
+
+def open_gate(model) -> None:
+    continua(model)[1].memories[0].gate.set_(torch.zeros(HIDDEN), torch.tensor(1.0))
+
+
+def fill(memory: SlotMemory, seed: int) -> None:
+    torch.manual_seed(seed)
+    count = 3 + seed
+    keys = torch.randn(count, HIDDEN)
+    memory.add(keys, torch.randn(count, HIDDEN), torch.ones(count, dtype=torch.bool), torch.ones(count))
+
+
+def test_a_stack_grows_is_saved_loaded_and_reset():
+    model, other = stacked(), stacked()
+    ids = torch.randint(0, VOCAB, (2, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        base = tiny("llama")(input_ids=ids).logits
+        assert torch.equal(model(input_ids=ids).logits, base)
+        open_gate(model)
+        fill(slots(model), 1)
+        first, kept = model(input_ids=ids).logits, snapshot(model, "slow")
+        assert not torch.equal(first, base)
+        fill(slots(model), 2)
+        assert not torch.equal(model(input_ids=ids).logits, first)
+        load_memory(other, memory_bytes(model, level="slow"))
+        assert torch.equal(other(input_ids=ids).logits, model(input_ids=ids).logits)
+        restore(model, kept, "slow")
+        assert torch.equal(model(input_ids=ids).logits, first)
+        reset_level(model, "slow")
+        assert torch.equal(model(input_ids=ids).logits, base)
+        assert len(slots(model)) == 0
+        assert len(slots(other)) == 9, "another user's memory is not touched"
+
+
+def test_a_state_of_another_width_is_refused_and_changes_nothing():
+    model = stacked()
+    fill(slots(model), 1)
+    state = {key: tensor.clone() for key, tensor in memory_state(model).items()}
+    state["3.slow.keys"] = state["3.slow.keys"][:, :-1]
+    with pytest.raises(InvalidArgument, match=r"3\.slow\.keys has shape"):
+        load_memory_state(model, state)
+    assert len(slots(model)) == 4
+
+
+def test_the_cut_model_sees_what_is_written_later():
+    model = stacked()
+    split = SplitModel(model)
+    assert split.layer == 3
+    open_gate(model)
+    fill(slots(model), 1)
+    ids = torch.randint(0, VOCAB, (2, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        got = split.logits(split.upper(split.trunk(ids)).flatten(0, 1)).view_as(expected)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_has_slots_of_its_own(memory):
+    keys, _ = add(memory, 2, False)
+    other = copy.deepcopy(memory)
+    memory.drop([1])
+    assert not torch.equal(other(keys), keys)
+
+
+def test_the_lowest_layer_opens_the_gate():
+    make = slot_memories(below=True)
+    lowest, above = make(D), make(D)
+    assert isinstance(lowest, GatedMemory)
+    assert isinstance(above, SlotMemory)
+    assert not above.opens
+    alone = slot_memories()(D)
+    assert isinstance(alone, SlotMemory)
+    assert alone.opens
+
+
+def test_bad_size():
+    with pytest.raises(InvalidArgument, match="hidden_size"):
+        SlotMemory(0, Gate(4), opens=True)
