@@ -47,6 +47,27 @@ def test_two_halves_are_the_model(family, below):
     assert not torch.allclose(base, expected, atol=1e-3), "the memory must have shown"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_beginning_is_run_once_and_changes_nothing(family, monkeypatch):
+    split = SplitModel(stacked(family, below=True))
+    ids = torch.randint(0, VOCAB, (5, 9))
+    ids[:, :6] = ids[0, :6]
+    short = split.trunk(ids)
+    runs = []
+
+    def reach(ids, *cache):
+        runs.append(tuple(ids.shape))
+        return SplitModel._reach(split, ids, *cache)
+
+    monkeypatch.setattr(split, "_reach", reach)
+    split.trunk(ids)
+    assert runs == [(1, 6), (5, 3)]
+    monkeypatch.setattr("everlearn.models.trunk.SHARED_ROWS", 99)
+    whole = split.trunk(ids)
+    torch.testing.assert_close(short.hidden, whole.hidden, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(short.read, whole.read, rtol=1e-4, atol=1e-4)
+
+
 def test_trunk_stops_below_the_memory_and_upper_has_gradients():
     model = stacked("llama")
     teach(model)

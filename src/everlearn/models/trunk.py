@@ -21,6 +21,7 @@ from everlearn.memories.gated import GatedMemory
 from everlearn.models.stacking import continua, stack_of
 
 _ALL = slice(None)
+SHARED_ROWS = 4  # a batch of fewer is run as it is
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,27 @@ class SplitModel:
 
     @torch.no_grad()
     def trunk(self, input_ids: Tensor) -> Activations:
-        """Run ``input_ids`` [batch, time], right padded, up to the first block that learns."""
+        """Run ``input_ids`` [batch, time], right padded, up to the first block that learns.
+
+        A beginning that all rows share is run once.
+        """
+        batch, time = input_ids.shape
+        same = int((input_ids == input_ids[:1]).all(0).long().cumprod(0).sum())
+        start = min(same, time - 1) if batch >= SHARED_ROWS else 0
+        if not start:
+            return self._reach(input_ids)
+        cache = DynamicCache()
+        shared = self._reach(input_ids[:1, :start], cache)
+        both = DynamicCache()
+        for index, layer in enumerate(cache.layers):
+            keys, values = vars(layer)["keys"], vars(layer)["values"]
+            both.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
+        rest = self._reach(input_ids[:, start:], both)
+        pairs = (shared.hidden, rest.hidden), (shared.read, rest.read)
+        return Activations(*(torch.cat([first.expand(batch, -1, -1), then], 1) for first, then in pairs))
+
+    def _reach(self, input_ids: Tensor, cache: DynamicCache | None = None) -> Activations:
+        """Run up to the first block that learns, behind ``cache``, which is filled up to there."""
         seen: dict[str, Tensor] = {}
 
         def reached() -> None:
@@ -119,7 +140,7 @@ class SplitModel:
         if self.layer:
             hooks.append(self._blocks[self.layer - 1].register_forward_hook(self._given.learn_format))
         try:
-            self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
+            self.model(input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
         except _Reached:
             pass
         finally:
