@@ -6,8 +6,8 @@ import contextlib
 import functools
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,13 @@ from everlearn.errors import InvalidArgument
 from everlearn.evals.diary_data import Diary, Fact
 from everlearn.evals.diary_measures import replies
 from everlearn.evals.results import write_json
-from everlearn.learner import Learner, Schedule, SelfStudyObjective
+from everlearn.learner import Learner, Schedule, SelfStudyDreamer, SelfStudyObjective
 from everlearn.learner.chat import chat_prompt
+from everlearn.learner.dreams import Dream, Dreamer
+from everlearn.learner.judging import Criteria
+from everlearn.learner.slots import SlotConsolidator
+from everlearn.learner.voice import load_voice
+from everlearn.learner.weights import TRAINED
 from everlearn.models.hub import quiet_transformers
 from everlearn.optim import for_memory
 
@@ -262,23 +267,66 @@ def opened(factory: Factory, setting: Setting, checkpoint: Path | None) -> Itera
         method.close()
 
 
+class WithoutContrasts:
+    """A dreamer whose near misses are left out."""
+
+    def __init__(self, inner: Dreamer) -> None:
+        self.about = inner.about
+        self._inner = inner
+
+    def dream(
+        self, passages: Sequence[str], generator: torch.Generator, progress: Callable[[str, float], None]
+    ) -> list[list[Dream]]:
+        """Return the inner dreamer's dreams without contrasts."""
+        found = self._inner.dream(passages, generator, progress)
+        return [[dream for dream in dreams if not dream.contrast] for dreams in found]
+
+
+def _changed(setting: Setting, change: Callable[[Setting], dict[str, Any]]) -> Everlearn:
+    return Everlearn(setting, **change(setting))
+
+
+def _unfiltered(setting: Setting) -> dict[str, Any]:
+    anything = Criteria(*[float("-inf")] * len(fields(Criteria)))
+    return {"dreamer": SelfStudyDreamer(setting.base, setting.tokenizer, criteria=anything)}
+
+
+def _uncontrasted(setting: Setting) -> dict[str, Any]:
+    return {"dreamer": WithoutContrasts(SelfStudyDreamer(setting.base, setting.tokenizer))}
+
+
+def _unpractised(setting: Setting) -> dict[str, Any]:
+    return {"voice": replace(load_voice(setting.base, setting.tokenizer), practice=(), elsewhere=())}
+
+
 def registry() -> dict[str, Factory]:
     """Return every method by name; add a variant of the learner with ``functools.partial(Everlearn, part=...)``.
 
-    The variant without an anchor skips the check against the base too: that check would undo what it is to show.
+    ``everlearn-trained`` and those with an optimiser's name train the slow level by gradient; the variants ``-no...``
+    leave out one part. The variant without an anchor skips the check against the base too: that check would undo what
+    it is to show.
     """
     from everlearn.evals.diary_tuned import FullTuning, LoraTuning, Strands
 
+    trained = functools.partial(Everlearn, layout=TRAINED)
     no_anchor = {
         "objective": SelfStudyObjective(anchor_weight=0.0),
         "schedule": Schedule(anchors=0, agreement=0.0, recall=0.0),
     }
     return {
         "everlearn": Everlearn,
-        "everlearn-noanchor": functools.partial(Everlearn, **no_anchor),
+        "everlearn-nofilter": functools.partial(_changed, change=_unfiltered),
+        "everlearn-nocontrasts": functools.partial(_changed, change=_uncontrasted),
+        "everlearn-nopractice": functools.partial(_changed, change=_unpractised),
+        "everlearn-nowhitening": functools.partial(
+            Everlearn, consolidator=functools.partial(SlotConsolidator, whiten=False)
+        ),
         "everlearn-noreplay": functools.partial(Everlearn, schedule=Schedule(replay=0)),
-        "everlearn-muon": functools.partial(Everlearn, optimizer=for_memory("muon", scale=10.0)),
-        "everlearn-m3": functools.partial(Everlearn, optimizer=for_memory("m3", scale=10.0)),
+        "everlearn-trained": trained,
+        "everlearn-trained-noanchor": functools.partial(trained, **no_anchor),
+        "everlearn-trained-noreplay": functools.partial(trained, schedule=Schedule(replay=0)),
+        "everlearn-muon": functools.partial(trained, optimizer=for_memory("muon", scale=10.0)),
+        "everlearn-m3": functools.partial(trained, optimizer=for_memory("m3", scale=10.0)),
         "frozen": Method,
         "context": Context,
         "retrieval": Retrieval,

@@ -76,6 +76,7 @@ class Learner:
         dreamer: Dreamer | None = None,
         selector: SelectorFactory = SurpriseSelector,
         schedule: Schedule | None = None,
+        consolidator: Callable[..., Consolidator | SlotConsolidator] | None = None,
         objective: Objective | None = None,
         optimizer: Optimizer | None = None,
         voice: Voice | None = None,
@@ -85,6 +86,7 @@ class Learner:
         self.base, self.tokenizer, self.store, self.seed = base, tokenizer, store, seed
         self.schedule = schedule or Schedule()
         self._objective, self._optimizer, self._selector, self._dreamer = objective, optimizer, selector, dreamer
+        self._consolidator = consolidator
         self._progress = progress or (lambda stage, share: None)
         layout = layout or Layout()
         if layout.width is None and (objective is not None or optimizer is not None):
@@ -116,7 +118,8 @@ class Learner:
             tokenizer: of a model given as an object.
             create: whether to make the folder.
             parts: ``levels`` (faster levels, each with a period; they live for the day), ``layout``, ``seed``,
-                ``dreamer``, ``selector``, ``schedule``, ``objective``, ``optimizer``, ``voice``, ``progress``.
+                ``dreamer``, ``selector``, ``schedule``, ``consolidator``, ``voice``, ``progress``; with a ``layout``
+                that is trained by gradient also ``objective`` and ``optimizer``.
 
         Raises:
             ModelNotFound, StackingError, StoreLocked, StoreCorrupt, StoreError: see their texts.
@@ -375,8 +378,14 @@ class Learner:
         return self._dreamer
 
     def _make_consolidator(self) -> Consolidator | SlotConsolidator:
-        parts = self._weights.split, self.tokenizer, self._weights.gate, self._weights.anchor
+        how: dict[str, Any] = {"level": SLOW, "schedule": self.schedule}
+        make: Callable[..., Consolidator | SlotConsolidator] | None = self._consolidator
         if self._weights.layout.width is None:
-            return SlotConsolidator(*parts, level=SLOW, schedule=self.schedule)
-        how: dict[str, Any] = {"objective": self._objective, "optimizer": self._optimizer or adamw}
-        return Consolidator(*parts, level=SLOW, schedule=self.schedule, **how)
+            make = make or SlotConsolidator
+        else:
+            make, how = (
+                make or Consolidator,
+                how | {"objective": self._objective, "optimizer": self._optimizer or adamw},
+            )
+        weights = self._weights
+        return make(weights.split, self.tokenizer, weights.gate, weights.anchor, **how)

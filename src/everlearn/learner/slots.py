@@ -62,6 +62,7 @@ class SlotConsolidator:
         anchor: the base's own voice and the practice questions.
         level: name of the slow level.
         schedule: what the result must show.
+        whiten: whether likeness is measured in whitened coordinates; False shows what they give.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class SlotConsolidator:
         *,
         level: str = "slow",
         schedule: Schedule | None = None,
+        whiten: bool = True,
     ) -> None:
-        self.split, self.tokenizer, self.gate, self.anchor = split, tokenizer, gate, anchor
+        self.split, self.tokenizer, self.gate, self.anchor, self.whiten = split, tokenizer, gate, anchor, whiten
         self.schedule = schedule or Schedule()
         continuum = split.learning[-1]
         memory = continuum.memories[continuum.names.index(level)]
@@ -179,6 +181,8 @@ class SlotConsolidator:
         inside, asked = self.anchor.scatters
         asked = asked + self.memory.scatter / self.memory.counted.clamp(min=1)
         for begins, scatter in enumerate((inside, asked)):
+            if not self.whiten:
+                scatter = torch.zeros_like(scatter)
             ridge = RIDGES[begins] * scatter.diagonal().mean() + 1e-6
             self.memory.whiten(bool(begins), self.anchor.centers[begins], scatter + ridge * torch.eye(len(scatter)))
 
