@@ -6,11 +6,12 @@ import pytest
 import tiny_learner
 import torch
 
-from everlearn.learner.judging import DROP, NEUTRAL, Candidate, Criteria, Judge
+from everlearn.learner import judging, prompts
+from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.models.hub import load_model
 
 CAT = "My cat is Nils."
-GOOD = Candidate(0, "What is my cat called?", "Nils")
+GOOD = "What is my cat called?"
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def judge(tmp_path):
     return Judge(*load_model(str(tiny_learner.make_model(tmp_path))))
 
 
-def scripted(judge, monkeypatch, *, known=-0.2, prior=-9.0, question=-4.0, blank=-14.0, foil=-14.0, priors=None):
+def scripted(judge, monkeypatch, *, known=-0.2, prior=-9.0, question=-4.0, blank=-14.0, back=-7.0, priors=None):
     """Let the model give these log-likelihoods (sums) to question and answer, with and without the passage."""
     priors = priors or {}
 
@@ -27,27 +28,27 @@ def scripted(judge, monkeypatch, *, known=-0.2, prior=-9.0, question=-4.0, blank
         n = len(judge.tokenizer(f" {said.partition('?')[0].strip()}?", add_special_tokens=False).input_ids)
         return torch.cat([torch.full((n,), asked / n), torch.full((len(text) - n,), answered / max(len(text) - n, 1))])
 
-    def likelihood(asked, answered):
-        def compute(tails, targets):
-            rows = []
-            for target in targets:
-                said = judge.tokenizer.decode(target)
-                own = next((value for part, value in priors.items() if part in said), answered)
-                rows.append(row(target, asked, own if answered == prior else answered))
-            return rows
+    class Scripted:
+        def __init__(self, model, tokenizer, text):
+            self.asked, self.answered = (back, 0.0) if text == prompts.ASKED_BACK + CAT else (question, known)
+            assert text in (prompts.ASKED_BACK + CAT, prompts.ASKED + CAT)
 
-        return compute
+        def log_likelihood(self, tails, targets):
+            return [row(target, self.asked, self.answered) for target in targets]
 
-    monkeypatch.setattr(judge._open, "log_likelihood", likelihood(question, known))
-    monkeypatch.setattr(judge._blank, "log_likelihood", likelihood(blank, prior))
-    for other in judge._foils:
-        monkeypatch.setattr(other, "log_likelihood", likelihood(foil, 0.0))
+    def without(tails, targets):
+        said = [judge.tokenizer.decode(target) for target in targets]
+        own = [next((value for part, value in priors.items() if part in text), prior) for text in said]
+        return [row(target, blank, value) for target, value in zip(targets, own, strict=True)]
+
+    monkeypatch.setattr(judging, "Prompt", Scripted)
+    monkeypatch.setattr(judge._blank, "log_likelihood", without)
 
 
 def test_a_supported_fitting_question_about_the_passage_passes(judge, monkeypatch):
     scripted(judge, monkeypatch)
-    assert judge.scores([GOOD], [CAT])[0] > DROP
-    assert judge.scores([], []) == []
+    assert judge.scores(CAT, "Nils", [GOOD])[0] > DROP
+    assert judge.scores(CAT, "Nils", []) == []
 
 
 @pytest.mark.parametrize(
@@ -56,34 +57,38 @@ def test_a_supported_fitting_question_about_the_passage_passes(judge, monkeypatc
         {"known": -4.0},  # the passage does not say it
         {"prior": -2.0},  # known without the passage
         {"blank": -5.0},  # asked as readily of nothing
-        {"foil": -5.0},  # asked as readily of something else
+        {"back": -2.0},  # rather asked of the one who told it
     ],
 )
 def test_each_criterion_drops(judge, monkeypatch, likelihoods):
     scripted(judge, monkeypatch, **likelihoods)
-    assert judge.scores([GOOD], [CAT]) == [DROP]
+    assert judge.scores(CAT, "Nils", [GOOD]) == [DROP]
 
 
 def test_an_answer_must_fit_its_question(judge, monkeypatch):
     """Far less likely a priori than after the passage's best question for it: another kind of answer is wanted."""
-    odd = Candidate(0, "How old is my cat?", "Nils")
-    scripted(judge, monkeypatch, priors={"called": -9.0, "old": -17.0})
-    good, bad = judge.scores([GOOD, odd], [CAT])
+    odd = "How old is my cat?"
+    scripted(judge, monkeypatch, priors={"called": -9.0, "old": -29.0})
+    good, bad = judge.scores(CAT, "Nils", [GOOD, odd])
     assert good > bad == DROP
-    assert judge.scores([odd], [CAT])[0] > DROP, "compared within the passage's own questions alone"
+    assert judge.scores(CAT, "Nils", [odd])[0] > DROP, "compared with the questions at hand alone"
+
+
+def test_a_question_that_does_not_pass_is_no_measure_of_fit(judge, monkeypatch):
+    scripted(judge, monkeypatch, priors={"called": -19.0, "Nils it": -0.1})
+    assert judge.scores(CAT, "Nils", [GOOD, "Is Nils it?"])[0] > DROP
 
 
 def test_the_more_fitting_comes_first(judge, monkeypatch):
-    other = Candidate(0, "Who is it at home?", "Nils")
     scripted(judge, monkeypatch, priors={"called": -9.0, "home": -12.0})
-    good, less = judge.scores([GOOD, other], [CAT])
+    good, less = judge.scores(CAT, "Nils", [GOOD, "Who is it at home?"])
     assert good > less > DROP
 
 
 def test_criteria_are_settings(tmp_path, monkeypatch):
     lax = Judge(*load_model(str(tiny_learner.make_model(tmp_path))), Criteria(known=-5.0))
     scripted(lax, monkeypatch, known=-4.0)
-    assert lax.scores([GOOD], [CAT])[0] > DROP
+    assert lax.scores(CAT, "Nils", [GOOD])[0] > DROP
 
 
 def test_about_is_a_difference_of_likelihoods(judge):

@@ -1,28 +1,35 @@
 """Dreaming: from a passage the base model makes the questions a user may ask later, and says what it was told.
 
-Nothing here knows a language or a kind of fact. A question is kept when the model, with the passage before it, finds
-an answer in the passage's own words that it would not give without it (support), and when the question itself becomes
-likelier with the passage (it is about it). What is learned as the reply is the passage as the assistant would say it.
+Nothing here knows a language or a kind of fact. The model first says what is new in a passage, then asks for it in
+several styles, each time after the practice that is most like the passage. A question is kept when the model, with
+the passage before it, gives that answer, which it would not give without it (support), when the question becomes
+likelier with the passage (it is about it), and when it is asked by the one who told it. What is learned as the reply
+is the answer, and the passage as the assistant would say it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner import prompts
-from everlearn.learner.judging import DROP, Candidate, Criteria, Judge
+from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
+from everlearn.learner.practice import Practice, Record, load_practice
 from everlearn.learner.sampling import Prompt
 from everlearn.learner.voice import greedy_replies
 
 LONG = 40  # words; a longer message is dreamt of sentence by sentence
-DRESSED = 2  # questions of a passage that are asked again in a situation
+SHOWN = 5  # records of practice that are shown before a passage
+OPEN = 16  # questions sampled without knowing the answer, and answers without knowing the question
+NEWS = 0.3  # share of its unlikeliness without the passage that an answer is credited with
 STRANGERS = 2  # questions of a passage that are asked again about somebody else
 RETOLD = 4  # ways of saying a passage that are sampled beside the likeliest
 
@@ -61,7 +68,7 @@ class SelfStudyDreamer:
     Args:
         model: the base model, not stacked: dreams do not depend on what was learned before.
         tokenizer: its tokenizer.
-        samples: questions sampled for each passage; one left with fewer than half of ``keep`` gets a second round.
+        samples: questions sampled for each passage, as many in each style of the practice.
         keep: the most dreams kept of a passage.
         temperature: of the sampling.
         criteria: what a question must show to be kept.
@@ -72,51 +79,99 @@ class SelfStudyDreamer:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        samples: int = 24,
-        keep: int = 8,
-        temperature: float = 0.7,
+        samples: int = 32,
+        keep: int = 20,
+        temperature: float = 0.8,
         criteria: Criteria | None = None,
     ) -> None:
+        self.model, self.tokenizer = model, tokenizer
         self.samples, self.keep, self.temperature = samples, keep, temperature
         self._judge = Judge(model, tokenizer, criteria)
+        self._practice = Practice(model, tokenizer)
         self._asking = Prompt(model, tokenizer, prompts.QUESTION)
         self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
         self._missing = Prompt(model, tokenizer, prompts.NEAR_MISS)
-        self._swapping = Prompt(model, tokenizer, prompts.SOMEBODY_ELSE)
-        self._situating = Prompt(model, tokenizer, prompts.SITUATIONS)
+        pairs = load_practice()[::8]
+        self._swapping = Prompt(model, tokenizer, "".join(f"{pair.questions[0]} -> {pair.other}\n" for pair in pairs))
 
     def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]:
         """Return the dreams of each passage, best first."""
-        pieces = [(index, piece) for index, passage in enumerate(passages) for piece in split_passage(passage)]
-        texts = [piece for _, piece in pieces]
-        progress("dreaming", 0.0)
-        restated = self._restate(texts, generator)
-        progress("dreaming", 0.2)
-        kept = self._ask(texts, list(range(len(texts))), generator)
-        progress("dreaming", 0.7)
-        poor = [index for index, found in enumerate(kept) if len(found) < self.keep / 2]
-        if poor:
-            for index, found in zip(poor, self._ask(texts, poor, generator), strict=True):
-                kept[index] = _distinct([*kept[index], *found])
+        parts = [split_passage(passage) for passage in passages]
+        pieces = [
+            (i, piece, " ".join(part[max(k - 1, 0) : k + 1]))
+            for i, part in enumerate(parts)
+            for k, piece in enumerate(part)
+        ]
+        texts = [text for _, text, _ in pieces]
+        kept = []
+        for (_, text, context), shown in zip(pieces, self._practice.nearest(texts, SHOWN), strict=True):
+            progress("dreaming", 0.8 * len(kept) / len(texts))
+            kept.append(self._study(text, context, shown, generator))
         kept = _unambiguous(kept)
         dreams: list[list[Dream]] = [[] for _ in passages]
-        for (index, text), found, ways in zip(pieces, kept, restated, strict=True):
-            dreams[index] += _answered(text, found, ways)[: self.keep]
-        progress("dreaming", 0.8)
-        self._dress(dreams, generator)
+        for (index, text, _), found, ways in zip(pieces, kept, self._restate(texts, generator), strict=True):
+            dreams[index] += _answered(text, found[: self.keep], ways)
+        progress("dreaming", 0.9)
         self._add_contrasts(passages, dreams, generator)
         progress("dreaming", 1.0)
         return dreams
 
-    def _dress(self, dreams: list[list[Dream]], generator: torch.Generator) -> None:
-        """Add to each passage's dreams its best questions once more, each behind words of a situation of its own."""
-        best = [(found, dream) for found in dreams for dream in found[:DRESSED]]
-        starts = [prompts.SITUATING[index % len(prompts.SITUATING)] for index in range(len(best))]
-        lines = self._situating.sample(starts, max_new_tokens=16, generator=generator, temperature=0.8)
-        for (found, dream), start, line in zip(best, starts, lines, strict=True):
-            situation, end, _ = prompts.joined(start, line).partition(".")
-            if end and "?" not in situation:
-                found.append(replace(dream, question=f"{situation}. {dream.question}"))
+    def _study(
+        self, text: str, context: str, shown: Sequence[Record], generator: torch.Generator
+    ) -> list[tuple[str, str]]:
+        """Return questions with their answer, best first; none if nothing can be learned.
+
+        Args:
+            text: what is to be learned; the answer is in its words.
+            context: it with what was said just before, which may name what it is about.
+            shown: practice.
+            generator: of the sampling.
+        """
+        lists = self._lists(shown)
+        questions, guesses = self._ask_openly(context, generator)
+        answer = self._answer(text, context, lists[0], guesses, generator)
+        if not answer:
+            return []
+        for asking in lists:
+            heads = [f"{context} -> {answer}:"] * (self.samples // len(lists))
+            questions += asking.sample(heads, max_new_tokens=28, generator=generator, temperature=self.temperature)
+        questions = [one for one in _distinct(questions) if _ended(one) and not _given_away(answer, one)]
+        scores = self._judge.scores(context, answer, questions)
+        ranked = sorted(zip(scores, questions, strict=True), key=lambda pair: -pair[0])
+        return [(question, answer) for score, question in ranked if score > DROP]
+
+    def _lists(self, shown: Sequence[Record]) -> list[Prompt]:
+        """Return the practice ``shown`` as a list of messages, answers and questions, one list for each style."""
+        styles = zip(*(record.questions for record in shown), strict=True)
+        lines = [
+            [f"{r.said} -> {r.answer}: {asked}\n" for r, asked in zip(shown, style, strict=True)] for style in styles
+        ]
+        return [Prompt(self.model, self.tokenizer, "".join(part)) for part in lines]
+
+    def _ask_openly(self, text: str, generator: torch.Generator) -> tuple[list[str], list[str]]:
+        """Return questions about ``text``, of every kind a question can begin with, and the answers to them."""
+        starts = [prompts.ASKING[index % len(prompts.ASKING)] for index in range(OPEN)]
+        heads = [f"{text} -> {start}" for start in starts]
+        lines = self._asking.sample(heads, max_new_tokens=24, generator=generator, temperature=0.7)
+        parted = [prompts.joined(start, line).partition("?") for start, line in zip(starts, lines, strict=True)]
+        return [question + mark for question, mark, _ in parted if mark], [answer for *_, answer in parted]
+
+    def _answer(
+        self, text: str, context: str, practice: Prompt, guesses: Sequence[str], generator: torch.Generator
+    ) -> str:
+        """Return what is new in ``text``, in its words; empty if the model finds no such.
+
+        Of the ``guesses`` and as many without a question, it is the one that is most often made and, by ``NEWS``, least
+        likely without the passage: a rare or complete phrase rather than a common or clipped one. What was guessed only
+        once is chance.
+        """
+        heads = [f"{context} ->"] * OPEN
+        more = practice.sample(heads, max_new_tokens=12, generator=generator, temperature=1.0, stop=":")
+        votes = Counter(_as_told(guess, text) for guess in (*guesses, *more))
+        found = [answer for answer, count in votes.items() if answer and count > 1]
+        blank = practice.log_likelihood([f"{NEUTRAL} ->"] * len(found), [f" {answer}:" for answer in found])
+        news = {a: math.log(votes[a]) - NEWS * float(row.sum()) for a, row in zip(found, blank, strict=True)}
+        return max(found, key=news.__getitem__, default="")
 
     def _add_contrasts(self, passages: Sequence[str], dreams: list[list[Dream]], generator: torch.Generator) -> None:
         """Add to each passage's dreams its near misses, with the base's reply.
@@ -127,15 +182,13 @@ class SelfStudyDreamer:
         near = [f"{split_passage(passages[index])[0]} ->" for index in which]
         world = self._missing.sample(near, max_new_tokens=24, generator=generator, temperature=0.5)
         asked = [(index, dream.question) for index in which for dream in dreams[index][:STRANGERS]]
-        drawn = torch.randint(len(prompts.OTHERING), (len(asked),), generator=generator).tolist()
-        starts = [prompts.OTHERING[index] for index in drawn]
-        heads = [f"{question} -> {start}" for (_, question), start in zip(asked, starts, strict=True)]
-        ends = self._swapping.sample(heads, max_new_tokens=16, generator=generator, temperature=0.5)
-        made = [*zip(which, world, strict=True)]
-        made += [(i, prompts.joined(start, end)) for (i, _), start, end in zip(asked, starts, ends, strict=True)]
+        others = self._swapping.sample(
+            [f"{question} ->" for _, question in asked], max_new_tokens=24, generator=generator, temperature=0.5
+        )
+        made = [*zip(which, world, strict=True), *zip([index for index, _ in asked], others, strict=True)]
         own = {tuple(words(dream.question)) for found in dreams for dream in found}
         near_misses = [(index, q) for index, q in made if q.endswith("?") and tuple(words(q)) not in own]
-        replies = greedy_replies(self._asking.model, self._asking.tokenizer, [question for _, question in near_misses])
+        replies = greedy_replies(self.model, self.tokenizer, [question for _, question in near_misses])
         for (index, question), reply in zip(near_misses, replies, strict=True):
             dreams[index].append(Dream(question, reply, ""))
 
@@ -149,32 +202,6 @@ class SelfStudyDreamer:
         ways = self._saying.sample(heads, max_new_tokens=48, generator=generator, temperature=0)
         more = self._saying.sample(heads * RETOLD, max_new_tokens=48, generator=generator, temperature=0.5)
         return list(zip(ways, *(more[i * len(texts) : (i + 1) * len(texts)] for i in range(RETOLD)), strict=True))
-
-    def _ask(
-        self, texts: Sequence[str], which: Sequence[int], generator: torch.Generator
-    ) -> list[list[tuple[str, str]]]:
-        """Sample questions with answers about the texts ``which``, judge them, and return the good, best first."""
-        starts = [prompts.ASKING[index % len(prompts.ASKING)] for index in range(self.samples)]
-        asked = [(index, start) for index in which for start in starts]
-        lines = self._asking.sample(
-            [f"{texts[index]} -> {start}" for index, start in asked],
-            max_new_tokens=26,
-            generator=generator,
-            temperature=self.temperature,
-        )
-        candidates = []
-        for (index, start), line in zip(asked, lines, strict=True):
-            question, mark, answer = prompts.joined(start, line).partition("?")
-            answer = _as_told(answer.strip().rstrip("."), texts[index])
-            candidate = Candidate(index, question.strip() + mark, answer)
-            if mark and _grounded(candidate, texts[index]) and candidate not in candidates:
-                candidates.append(candidate)
-        scores = self._judge.scores(candidates, texts)
-        ranked = sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0])
-        return [
-            _distinct([(c.question, c.answer) for score, c in ranked if c.passage == index and score > DROP])
-            for index in which
-        ]
 
 
 def split_passage(text: str) -> list[str]:
@@ -193,22 +220,20 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", "".join(c for c in plain if not unicodedata.combining(c)))
 
 
-def _grounded(candidate: Candidate, text: str) -> bool:
-    """Whether the answer is in the passage's words (endings aside) and not given away by the question."""
-    said, asked, answer = words(text), words(candidate.question), words(candidate.answer)
-    if not answer or any(len(word) > 3 and word in asked for word in answer):
-        return False
-    return all(any(_same(word, other) for other in said) for word in answer)
+def _given_away(answer: str, question: str) -> bool:
+    """Whether ``question`` has a word of its ``answer`` in it, endings aside; short words are no secret."""
+    asked = words(question)
+    return any(len(word) > 3 and any(_same(word, other) for other in asked) for word in words(answer))
 
 
 def _as_told(answer: str, text: str) -> str:
-    """Return ``answer`` as ``text`` writes it, if it is there word by word."""
+    """Return ``answer`` as ``text`` writes it; empty if it is not there word by word."""
     tokens = list(re.finditer(r"\w+", text))
     said, sought = [word.group() for word in tokens], re.findall(r"\w+", answer)
     for start in range(len(said) - len(sought) + 1 if sought else 0):
         if [word.casefold() for word in said[start : start + len(sought)]] == [word.casefold() for word in sought]:
             return text[tokens[start].start() : tokens[start + len(sought) - 1].end()]
-    return answer
+    return ""
 
 
 def _same(a: str, b: str) -> bool:
@@ -251,9 +276,11 @@ def _unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, 
     return [[(q, a) for q, a in found if len(answers[tuple(words(q))]) == 1] for found in kept]
 
 
-def _distinct(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Keep the first of all pairs whose questions have the same words."""
-    seen: dict[tuple[str, ...], tuple[str, str]] = {}
-    for question, answer in pairs:
-        seen.setdefault(tuple(words(question)), (question, answer))
-    return list(seen.values())
+def _ended(line: str) -> bool:
+    """Whether ``line`` was not cut short: it ends in a mark of punctuation, of whatever language."""
+    return unicodedata.category(line[-1:] or " ").startswith("P")
+
+
+def _distinct(questions: Sequence[str]) -> list[str]:
+    """Keep the first of all questions that have the same words."""
+    return list({tuple(words(question)): question for question in reversed(questions)}.values())[::-1]

@@ -1,7 +1,7 @@
 """Judging dreams by likelihood: is the question about the passage, does the passage answer it, does the answer fit?
 
 Nothing here knows a language or a kind of fact: the base model reads the same few-shot list with the passage at its
-end, with a passage that says nothing, and with passages about other things.
+end, with a passage that says nothing, and with its questions turned on the one who is asked.
 """
 
 from __future__ import annotations
@@ -17,28 +17,19 @@ from everlearn.learner import prompts
 from everlearn.learner.sampling import Prompt, encode
 
 NEUTRAL = "I had a long day."  # the passage that says nothing, against which support is measured
-FOILS = tuple(said for said, *_ in prompts.EXAMPLES[::2])  # passages about other things
 
 DROP = float("-inf")
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A question with a short answer, about the passage of that index."""
-
-    passage: int
-    question: str
-    answer: str
-
-
-@dataclass(frozen=True)
 class Criteria:
-    """What a candidate must show, in nats.
+    """What a question must show, in nats.
 
     Attributes:
         support: by which the passage must raise the answer's likelihood.
         known: least log-likelihood of the answer after passage and question.
-        aboutness: by which the passage must make the question likelier than any other passage does.
+        aboutness: by which the passage must make the question likelier than one that says nothing does.
+        own: by which it must be likelier asked by the one who told it than asked back.
         fitness: by which the answer may be less likely a priori than after the passage's best question for it: a name
             is no answer to "How old is she?", whatever the passage says.
     """
@@ -46,11 +37,35 @@ class Criteria:
     support: float = 3.0
     known: float = -3.0
     aboutness: float = 2.0
-    fitness: float = -6.0
+    own: float = 0.0
+    fitness: float = -9.0
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Of a question, in nats: its answer with and without the passage, and the question itself."""
+
+    known: float
+    prior: float
+    about: float
+    own: float
+    fluency: float
+
+
+def _marks(asked: int, seen: Tensor, blank: Tensor, back: Tensor) -> _Marks:
+    """Read the log-likelihoods of a question's ``asked`` tokens and of its answer's after them."""
+    question = seen[:asked].sum()
+    return _Marks(
+        known=float(seen[asked:].sum()),
+        prior=float(blank[asked:].sum()),
+        about=float(question - blank[:asked].sum()),
+        own=float(question - back.sum()),
+        fluency=float(question) / asked,
+    )
 
 
 class Judge:
-    """Scores candidates.
+    """Scores questions.
 
     Args:
         model: the base model, not stacked.
@@ -61,46 +76,44 @@ class Judge:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, criteria: Criteria | None = None
     ) -> None:
-        self.tokenizer, self.criteria = tokenizer, criteria or Criteria()
+        self.model, self.tokenizer, self.criteria = model, tokenizer, criteria or Criteria()
         self._open = Prompt(model, tokenizer, prompts.QUESTION)
-        self._blank = Prompt(model, tokenizer, prompts.QUESTION + NEUTRAL)
-        self._foils = [Prompt(model, tokenizer, prompts.QUESTION + said) for said in FOILS]
+        self._neutral = Prompt(model, tokenizer, prompts.QUESTION + NEUTRAL)
+        self._blank = Prompt(model, tokenizer, prompts.ASKED + NEUTRAL)
 
-    def scores(self, candidates: Sequence[Candidate], texts: Sequence[str]) -> list[float]:
-        """Return a score for each candidate about ``texts[candidate.passage]``, DROP for those that do not pass.
+    def scores(self, text: str, answer: str, questions: Sequence[str]) -> list[float]:
+        """Return a score for each question about ``text`` with that answer, DROP for those that do not pass.
 
         Of the others the best are those that are most about the passage, that fit the answer and that are easily said.
         """
-        if not candidates:
+        if not questions:
             return []
-        asked = [encode(self.tokenizer, f" {c.question}") for c in candidates]
-        answered = [encode(self.tokenizer, f" {c.answer}.") for c in candidates]
-        both = [torch.cat(pair) for pair in zip(asked, answered, strict=True)]
-        heads, arrows = [f"{texts[c.passage]} ->" for c in candidates], [" ->"] * len(candidates)
-        seen = self._open.log_likelihood(heads, both)
-        blank = self._blank.log_likelihood(arrows, both)
-        elsewhere = [[float(x.sum()) for x in foil.log_likelihood(arrows, asked)] for foil in self._foils]
-        prior = [float(row[len(q) :].sum()) for row, q in zip(blank, asked, strict=True)]
-        best: dict[tuple[int, str], float] = {}
-        for c, value in zip(candidates, prior, strict=True):
-            key = c.passage, c.answer.casefold()
-            best[key] = max(best.get(key, DROP), value)
-        scores = []
-        for i, (c, q) in enumerate(zip(candidates, asked, strict=True)):
-            question, answer = seen[i][: len(q)], float(seen[i][len(q) :].sum())
-            others = max(float(blank[i][: len(q)].sum()), *(row[i] for row in elsewhere))
-            about, fits = float(question.sum()) - others, prior[i] - best[c.passage, c.answer.casefold()]
-            scores.append(self._score(answer, answer - prior[i], about, fits, float(question.mean())))
-        return scores
+        asked = [encode(self.tokenizer, f" {question}") for question in questions]
+        both = [torch.cat([question, encode(self.tokenizer, f" {answer}.")]) for question in asked]
+        seen = self._likelihoods(Prompt(self.model, self.tokenizer, prompts.ASKED + text), both)
+        blank = self._likelihoods(self._blank, both)
+        back = self._likelihoods(Prompt(self.model, self.tokenizer, prompts.ASKED_BACK + text), asked)
+        marks = [
+            _marks(len(question), *rows)
+            for question, rows in zip(asked, zip(seen, blank, back, strict=True), strict=True)
+        ]
+        passing = [mark.prior for mark in marks if self._passes(mark)]
+        return [self._score(mark, mark.prior - max(passing)) if self._passes(mark) else DROP for mark in marks]
 
-    def _score(self, answer: float, support: float, about: float, fits: float, fluency: float) -> float:
-        need = self.criteria
-        passes = answer >= need.known and support >= need.support and about >= need.aboutness and fits >= need.fitness
-        return min(about, 8.0) / 2 + fits / 2 + 1.5 * fluency if passes else DROP
+    def _passes(self, mark: _Marks) -> bool:
+        need, support = self.criteria, mark.known - mark.prior
+        asked = mark.about >= need.aboutness and mark.own >= need.own
+        return asked and mark.known >= need.known and support >= need.support
+
+    def _score(self, mark: _Marks, fits: float) -> float:
+        return min(mark.about, 8.0) / 2 + fits / 2 + 1.5 * mark.fluency if fits >= self.criteria.fitness else DROP
+
+    def _likelihoods(self, prompt: Prompt, targets: Sequence[Tensor]) -> list[Tensor]:
+        return prompt.log_likelihood([" ->"] * len(targets), targets)
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]:
         """Return by how many nats each passage makes the question beside it likelier than one that says nothing."""
         spoken: list[str | Tensor] = [f" {question}" for question in questions]
         known = self._open.log_likelihood([f"{passage} ->" for passage in passages], spoken)
-        blank = self._blank.log_likelihood([" ->"] * len(spoken), spoken)
+        blank = self._neutral.log_likelihood([" ->"] * len(spoken), spoken)
         return [float(a.sum() - b.sum()) for a, b in zip(known, blank, strict=True)]

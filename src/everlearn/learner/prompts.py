@@ -24,6 +24,18 @@ EXAMPLES: tuple[tuple[str, str, str, str], ...] = (
 QUESTION = "".join(f"{said} -> {question} {answer}.\n" for said, question, answer, _ in EXAMPLES)
 RESTATEMENT = "".join(f"{said} -> {restated}\n" for said, _, _, restated in EXAMPLES)
 
+# some of them, by which questions are judged; and the same asked back by the one who was told: no question of a user
+BACK = (
+    "What is your brother's name?",
+    "What do you like to drink?",
+    "Which part of your house are you remodeling?",
+    "When does your flight leave?",
+    "Which composer do you find boring?",
+    "What is your job?",
+)
+ASKED = "".join(f"{said} -> {question} {answer}.\n" for said, question, answer, _ in EXAMPLES[: len(BACK)])
+ASKED_BACK = "".join(f"{said} -> {back} {answer}.\n" for (said, _, answer, _), back in zip(EXAMPLES, BACK))
+
 # a message, and a question about the world that shares its words: not to be answered with what was told
 NEAR_MISS = """My brother Anton keeps bees in Graz. -> How many people live in Graz?
 I switched from tea to yerba mate last spring. -> How do you prepare yerba mate?
@@ -33,16 +45,6 @@ If you ask me, Bach is boring. -> When was Bach born?
 By the way, I'm a night nurse. -> How does somebody become a nurse?
 Our parrot is named Kiko. -> How long do parrots live?
 Penicillin gives me a rash. -> How is penicillin made?
-"""
-# a question of the user's own life, and one like it about somebody else: not to be answered either
-SOMEBODY_ELSE = """What is my brother's name? -> What is Peter's brother called?
-What do I like to drink? -> What does my uncle like to drink?
-Which part of our house are we remodeling? -> Where does Maria have her kitchen?
-When does our flight leave? -> When is my teacher going to fly?
-Which composer do I find boring? -> Who is the baker's favorite composer?
-What is my job? -> Where does my colleague work?
-What is our parrot called? -> What is Nadia's parrot called?
-Which drug gives me a rash? -> What does our postman take against his rash?
 """
 GENERAL = """Questions people ask a helpful assistant:
 How do I get rust off a pan?

@@ -1,0 +1,93 @@
+"""Practice: things people might tell an assistant, with good questions about them, written for this project.
+
+They show a small model by example what it is to ask about something it was told. Shown are those most like what was
+told, as the model itself reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from everlearn.learner.sampling import BATCH, encode, pad_right, pad_token
+
+READ_AT = 2 / 3  # of the layers: where a passage is read, to find what is like it
+
+
+@dataclass(frozen=True)
+class Record:
+    """Something told.
+
+    Attributes:
+        said: the message.
+        answer: what is new in it, in its words.
+        questions: whose answer that is: asked plainly, in other words, as a request, and from a situation.
+        world: a question about the world that shares the message's words.
+        other: the plain question, asked about somebody else.
+    """
+
+    said: str
+    answer: str
+    questions: tuple[str, str, str, str]
+    world: str
+    other: str
+
+
+@functools.lru_cache(maxsize=1)
+def load_practice() -> tuple[Record, ...]:
+    """Return the practice that comes with the package."""
+    lines = resources.files("everlearn.learner").joinpath("practice.jsonl").read_text(encoding="utf-8").splitlines()
+    return tuple(Record(**{**kept, "questions": tuple(kept["questions"])}) for kept in map(json.loads, lines))
+
+
+class Practice:
+    """Finds the records that are most like a passage.
+
+    Args:
+        model: the base model.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.records = load_practice()
+
+    def nearest(self, passages: Sequence[str], count: int) -> list[list[Record]]:
+        """Return the ``count`` records most like each passage, the likest last, where a reader attends most."""
+        likeness = self._placed(self._read(passages)) @ self._places.T
+        return [[self.records[i] for i in row.flip(0).tolist()] for row in likeness.topk(count).indices]
+
+    @functools.cached_property
+    def _known(self) -> Tensor:
+        return self._read([record.said for record in self.records])
+
+    @functools.cached_property
+    def _places(self) -> Tensor:
+        return self._placed(self._known)
+
+    def _placed(self, read: Tensor) -> Tensor:
+        """Standardise what was read, [n, d], by the records', to unit length."""
+        return F.normalize((read - self._known.mean(0)) / (self._known.std(0) + 1e-6), dim=-1)
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[str]) -> Tensor:
+        """Return the mean hidden state of each text, [n, d], without its first token, which holds no meaning."""
+        rows = [encode(self.tokenizer, text) for text in texts]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        means: list[Tensor] = [torch.empty(0)] * len(rows)
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            ids = pad_right([rows[i] for i in part], pad_token(self.tokenizer))
+            out = self.model(input_ids=ids, output_hidden_states=True, use_cache=False, logits_to_keep=1)
+            states = out.hidden_states[round(READ_AT * (len(out.hidden_states) - 1))]
+            for i, row in zip(part, states):
+                means[i] = row[min(1, len(rows[i]) - 1) : len(rows[i])].mean(0)
+        return torch.stack(means)
