@@ -9,6 +9,7 @@ import torch
 from everlearn.learner import prompts
 from everlearn.learner.dreams import LONG, OPEN, Dream, SelfStudyDreamer, split_passage, words
 from everlearn.learner.judging import DROP
+from everlearn.learner.practice import Practice, load_practice
 from everlearn.learner.voice import greedy_replies
 from everlearn.models.hub import load_model
 
@@ -35,7 +36,7 @@ class Script:
         says("_saying", lambda tails: [self.ways[i % len(self.ways)] for i in range(len(tails))])
         says("_missing", lambda tails: [self.world] * len(tails))
         says("_swapping", lambda tails: [self.stranger] * len(tails))
-        monkeypatch.setattr(dreamer, "_lists", lambda shown: [self] * 4)
+        monkeypatch.setattr(dreamer, "_lists", lambda shown: [self] * 3)
         monkeypatch.setattr(prompts, "ASKING", ("What",))
         judged = lambda text, answer, questions: [self.scores.get(q, 1.0) for q in questions]  # noqa: E731
         monkeypatch.setattr(dreamer._judge, "scores", judged)
@@ -55,7 +56,7 @@ class Script:
 
 @pytest.fixture
 def dreamer(tmp_path):
-    return SelfStudyDreamer(*load_model(str(tiny_learner.make_model(tmp_path))), samples=16, keep=3)
+    return SelfStudyDreamer(*load_model(str(tiny_learner.make_model(tmp_path))), samples=12, keep=3)
 
 
 @pytest.fixture
@@ -119,6 +120,15 @@ def test_the_answer_is_what_is_said_most_often_and_least_likely_anyhow(dreamer, 
     assert run(dreamer, passage)[0][0].answer == "My wife"
 
 
+def test_if_nothing_is_asked_for_the_best_answer_the_next_one_serves(dreamer, script, monkeypatch):
+    passage = "My wife feeds dear Nils."
+    script.open, script.guesses, script.ways = ["What is it? My wife."], ["Nils"], ["Your wife feeds dear Nils."]
+    script.likely = {"Nils": -20.0}
+    judged = lambda text, answer, questions: [DROP if answer == "Nils" else 1.0 for _ in questions]  # noqa: E731
+    monkeypatch.setattr(dreamer._judge, "scores", judged)
+    assert {dream.answer for dream in run(dreamer, passage)[0]} == {"My wife"}
+
+
 def test_of_the_ways_of_saying_it_the_most_faithful_serves(dreamer, script):
     script.ways = ["My cat is Nils.", "You have a cat.", "Your big cat is Nils.", "Your cat is Nils.", "Your cat? " * 9]
     assert run(dreamer)[0][0].reply == "Nils. Your cat is Nils."
@@ -133,9 +143,11 @@ def test_ambiguous_questions_are_dropped(dreamer, script):
 
 
 def test_near_misses_come_with_the_replies_of_the_base(dreamer, script):
-    script.world, script.stranger = "What do cats eat?", "What is Peter's cat called?"
+    script.world, script.stranger = "What do cats eat?", "cat called?"
     near = [dream for dream in run(dreamer)[0] if dream.contrast]
-    assert [dream.question for dream in near] == [script.world, script.stranger]
+    assert near[0].question == script.world
+    assert len(near) == 2
+    assert near[1].question.endswith(" cat called?"), "about somebody else"
     replies = greedy_replies(dreamer.model, dreamer.tokenizer, [dream.question for dream in near])
     assert [dream.reply for dream in near] == replies
     script.world, script.stranger = "What is my cat called?", "no question"
@@ -178,3 +190,16 @@ def test_real_sampling_runs_on_any_model(tmp_path):
     gains = made.about([CAT, "I live here."], ["Who is Nils?", "Where?"])
     assert len(gains) == 2
     assert all(isinstance(gain, float) for gain in gains)
+
+
+def test_practice_shows_what_is_most_like_the_passage_last(tmp_path):
+    practice = Practice(*load_model(str(tiny_learner.make_model(tmp_path))))
+    records = load_practice()
+    assert all(_in(record.answer, record.said) and len(record.questions) == 4 for record in records)
+    for shown, record in zip(practice.nearest([records[3].said, records[50].said], 5), (records[3], records[50])):
+        assert len(shown) == 5
+        assert shown[-1] == record
+
+
+def _in(answer: str, said: str) -> bool:
+    return answer.casefold() in said.casefold()

@@ -19,9 +19,11 @@ def judge(tmp_path):
     return Judge(*load_model(str(tiny_learner.make_model(tmp_path))))
 
 
-def scripted(judge, monkeypatch, *, known=-0.2, prior=-9.0, question=-4.0, blank=-14.0, back=-7.0, priors=None):
+def scripted(
+    judge, monkeypatch, *, known=-0.2, prior=-9.0, question=-4.0, blank=-14.0, back=-7.0, priors=None, knowns=None
+):
     """Let the model give these log-likelihoods (sums) to question and answer, with and without the passage."""
-    priors = priors or {}
+    priors, knowns = priors or {}, knowns or {}
 
     def row(text, asked, answered):
         said = judge.tokenizer.decode(text)
@@ -34,7 +36,9 @@ def scripted(judge, monkeypatch, *, known=-0.2, prior=-9.0, question=-4.0, blank
             assert text in (prompts.ASKED_BACK + CAT, prompts.ASKED + CAT)
 
         def log_likelihood(self, tails, targets):
-            return [row(target, self.asked, self.answered) for target in targets]
+            said = [judge.tokenizer.decode(target) for target in targets]
+            own = [next((value for part, value in knowns.items() if part in text), self.answered) for text in said]
+            return [row(target, self.asked, value) for target, value in zip(targets, own, strict=True)]
 
     def without(tails, targets):
         said = [judge.tokenizer.decode(target) for target in targets]
@@ -54,7 +58,7 @@ def test_a_supported_fitting_question_about_the_passage_passes(judge, monkeypatc
 @pytest.mark.parametrize(
     "likelihoods",
     [
-        {"known": -4.0},  # the passage does not say it
+        {"known": -7.0},  # the passage does not say it
         {"prior": -2.0},  # known without the passage
         {"blank": -5.0},  # asked as readily of nothing
         {"back": -2.0},  # rather asked of the one who told it
@@ -85,9 +89,16 @@ def test_the_more_fitting_comes_first(judge, monkeypatch):
     assert good > less > DROP
 
 
+def test_the_passage_must_answer_it_about_as_well_as_the_best(judge, monkeypatch):
+    """A long answer is less likely than a short one, so each question is compared with the others."""
+    scripted(judge, monkeypatch, known=-5.0, knowns={"home": -8.5})
+    good, bad = judge.scores(CAT, "Nils", [GOOD, "Who is it at home?"])
+    assert good > bad == DROP
+
+
 def test_criteria_are_settings(tmp_path, monkeypatch):
-    lax = Judge(*load_model(str(tiny_learner.make_model(tmp_path))), Criteria(known=-5.0))
-    scripted(lax, monkeypatch, known=-4.0)
+    lax = Judge(*load_model(str(tiny_learner.make_model(tmp_path))), Criteria(support=1.0))
+    scripted(lax, monkeypatch, known=-7.0)
     assert lax.scores(CAT, "Nils", [GOOD])[0] > DROP
 
 

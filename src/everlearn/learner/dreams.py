@@ -22,15 +22,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner import prompts
 from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
-from everlearn.learner.practice import Practice, Record, load_practice
+from everlearn.learner.practice import Practice, Record
 from everlearn.learner.sampling import Prompt
 from everlearn.learner.voice import greedy_replies
 
 LONG = 40  # words; a longer message is dreamt of sentence by sentence
 SHOWN = 5  # records of practice that are shown before a passage
-OPEN = 16  # questions sampled without knowing the answer, and answers without knowing the question
+OPEN = 24  # questions sampled without knowing the answer, and answers without knowing the question
 NEWS = 0.3  # share of its unlikeliness without the passage that an answer is credited with
 STRANGERS = 2  # questions of a passage that are asked again about somebody else
+TRIED = 2  # answers tried until there are questions for one
 RETOLD = 4  # ways of saying a passage that are sampled beside the likeliest
 
 Progress = Callable[[str, float], None]
@@ -79,9 +80,9 @@ class SelfStudyDreamer:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        samples: int = 32,
-        keep: int = 20,
-        temperature: float = 0.8,
+        samples: int = 24,
+        keep: int = 16,
+        temperature: float = 0.7,
         criteria: Criteria | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -91,8 +92,7 @@ class SelfStudyDreamer:
         self._asking = Prompt(model, tokenizer, prompts.QUESTION)
         self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
         self._missing = Prompt(model, tokenizer, prompts.NEAR_MISS)
-        pairs = load_practice()[::8]
-        self._swapping = Prompt(model, tokenizer, "".join(f"{pair.questions[0]} -> {pair.other}\n" for pair in pairs))
+        self._swapping = Prompt(model, tokenizer, prompts.SOMEBODY_ELSE)
 
     def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]:
         """Return the dreams of each passage, best first."""
@@ -129,20 +129,25 @@ class SelfStudyDreamer:
         """
         lists = self._lists(shown)
         questions, guesses = self._ask_openly(context, generator)
-        answer = self._answer(text, context, lists[0], guesses, generator)
-        if not answer:
-            return []
-        for asking in lists:
-            heads = [f"{context} -> {answer}:"] * (self.samples // len(lists))
-            questions += asking.sample(heads, max_new_tokens=28, generator=generator, temperature=self.temperature)
-        questions = [one for one in _distinct(questions) if _ended(one) and not _given_away(answer, one)]
-        scores = self._judge.scores(context, answer, questions)
-        ranked = sorted(zip(scores, questions, strict=True), key=lambda pair: -pair[0])
-        return [(question, answer) for score, question in ranked if score > DROP]
+        for answer in self._answers(text, context, lists[0], guesses, generator)[:TRIED]:
+            lines = list(questions)
+            for asking in lists:
+                heads = [f"{context} -> {answer}:"] * (self.samples // len(lists))
+                lines += asking.sample(heads, max_new_tokens=24, generator=generator, temperature=self.temperature)
+            lines = [line for line in _distinct(lines) if _ended(line) and not _given_away(answer, line)]
+            scores = self._judge.scores(context, answer, lines)
+            ranked = sorted(zip(scores, lines, strict=True), key=lambda pair: -pair[0])
+            found = [(line, answer) for score, line in ranked if score > DROP]
+            if found:
+                return found
+        return []
 
     def _lists(self, shown: Sequence[Record]) -> list[Prompt]:
-        """Return the practice ``shown`` as a list of messages, answers and questions, one list for each style."""
-        styles = zip(*(record.questions for record in shown), strict=True)
+        """Return the practice ``shown`` as a list of messages, answers and questions, one list for each style.
+
+        Not the last style: situations of its own the small model makes up badly.
+        """
+        styles = zip(*(record.questions[:-1] for record in shown), strict=True)
         lines = [
             [f"{r.said} -> {r.answer}: {asked}\n" for r, asked in zip(shown, style, strict=True)] for style in styles
         ]
@@ -156,14 +161,14 @@ class SelfStudyDreamer:
         parted = [prompts.joined(start, line).partition("?") for start, line in zip(starts, lines, strict=True)]
         return [question + mark for question, mark, _ in parted if mark], [answer for *_, answer in parted]
 
-    def _answer(
+    def _answers(
         self, text: str, context: str, practice: Prompt, guesses: Sequence[str], generator: torch.Generator
-    ) -> str:
-        """Return what is new in ``text``, in its words; empty if the model finds no such.
+    ) -> list[str]:
+        """Return what may be new in ``text``, in its words, best first; nothing if the model finds no such.
 
-        Of the ``guesses`` and as many without a question, it is the one that is most often made and, by ``NEWS``, least
-        likely without the passage: a rare or complete phrase rather than a common or clipped one. What was guessed only
-        once is chance.
+        Of the ``guesses`` and as many without a question, those that are most often made and, by ``NEWS``, least likely
+        without the passage: rare or complete phrases rather than common or clipped ones. What was guessed only once is
+        chance.
         """
         heads = [f"{context} ->"] * OPEN
         more = practice.sample(heads, max_new_tokens=12, generator=generator, temperature=1.0, stop=":")
@@ -171,7 +176,7 @@ class SelfStudyDreamer:
         found = [answer for answer, count in votes.items() if answer and count > 1]
         blank = practice.log_likelihood([f"{NEUTRAL} ->"] * len(found), [f" {answer}:" for answer in found])
         news = {a: math.log(votes[a]) - NEWS * float(row.sum()) for a, row in zip(found, blank, strict=True)}
-        return max(found, key=news.__getitem__, default="")
+        return sorted(found, key=news.__getitem__, reverse=True)
 
     def _add_contrasts(self, passages: Sequence[str], dreams: list[list[Dream]], generator: torch.Generator) -> None:
         """Add to each passage's dreams its near misses, with the base's reply.
@@ -182,10 +187,12 @@ class SelfStudyDreamer:
         near = [f"{split_passage(passages[index])[0]} ->" for index in which]
         world = self._missing.sample(near, max_new_tokens=24, generator=generator, temperature=0.5)
         asked = [(index, dream.question) for index in which for dream in dreams[index][:STRANGERS]]
-        others = self._swapping.sample(
-            [f"{question} ->" for _, question in asked], max_new_tokens=24, generator=generator, temperature=0.5
-        )
-        made = [*zip(which, world, strict=True), *zip([index for index, _ in asked], others, strict=True)]
+        drawn = torch.randint(len(prompts.OTHERING), (len(asked),), generator=generator).tolist()
+        starts = [prompts.OTHERING[index] for index in drawn]
+        heads = [f"{question} -> {start}" for (_, question), start in zip(asked, starts, strict=True)]
+        ends = self._swapping.sample(heads, max_new_tokens=16, generator=generator, temperature=0.5)
+        made = [*zip(which, world, strict=True)]
+        made += [(i, prompts.joined(start, end)) for (i, _), start, end in zip(asked, starts, ends, strict=True)]
         own = {tuple(words(dream.question)) for found in dreams for dream in found}
         near_misses = [(index, q) for index, q in made if q.endswith("?") and tuple(words(q)) not in own]
         replies = greedy_replies(self.model, self.tokenizer, [question for _, question in near_misses])

@@ -27,7 +27,7 @@ class Criteria:
 
     Attributes:
         support: by which the passage must raise the answer's likelihood.
-        known: least log-likelihood of the answer after passage and question.
+        known: least log-likelihood of the answer after passage and question, beside that after the best question.
         aboutness: by which the passage must make the question likelier than one that says nothing does.
         own: by which it must be likelier asked by the one who told it than asked back.
         fitness: by which the answer may be less likely a priori than after the passage's best question for it: a name
@@ -97,16 +97,20 @@ class Judge:
             _marks(len(question), *rows)
             for question, rows in zip(asked, zip(seen, blank, back, strict=True), strict=True)
         ]
-        passing = [mark.prior for mark in marks if self._passes(mark)]
-        return [self._score(mark, mark.prior - max(passing)) if self._passes(mark) else DROP for mark in marks]
+        passing = [mark for mark in marks if self._passes(mark)]
+        known, prior = (max((getattr(mark, name) for mark in passing), default=0.0) for name in ("known", "prior"))
+        return [
+            self._score(mark, mark.known - known, mark.prior - prior) if mark in passing else DROP for mark in marks
+        ]
 
     def _passes(self, mark: _Marks) -> bool:
         need, support = self.criteria, mark.known - mark.prior
-        asked = mark.about >= need.aboutness and mark.own >= need.own
-        return asked and mark.known >= need.known and support >= need.support
+        return mark.about >= need.aboutness and mark.own >= need.own and support >= need.support
 
-    def _score(self, mark: _Marks, fits: float) -> float:
-        return min(mark.about, 8.0) / 2 + fits / 2 + 1.5 * mark.fluency if fits >= self.criteria.fitness else DROP
+    def _score(self, mark: _Marks, known: float, fits: float) -> float:
+        if known < self.criteria.known or fits < self.criteria.fitness:
+            return DROP
+        return min(mark.about, 8.0) / 2 + fits / 2 + 1.5 * mark.fluency
 
     def _likelihoods(self, prompt: Prompt, targets: Sequence[Tensor]) -> list[Tensor]:
         return prompt.log_likelihood([" ->"] * len(targets), targets)

@@ -46,6 +46,16 @@ By the way, I'm a night nurse. -> How does somebody become a nurse?
 Our parrot is named Kiko. -> How long do parrots live?
 Penicillin gives me a rash. -> How is penicillin made?
 """
+# a question of the user's own life, and one like it about somebody else: not to be answered either
+SOMEBODY_ELSE = """What is my brother's name? -> What is Peter's brother called?
+What do I like to drink? -> What does my uncle like to drink?
+Which part of our house are we remodeling? -> Where does Maria have her kitchen?
+When does our flight leave? -> When is my teacher going to fly?
+Which composer do I find boring? -> Who is the baker's favorite composer?
+What is my job? -> Where does my colleague work?
+What is our parrot called? -> What is Nadia's parrot called?
+Which drug gives me a rash? -> What does our postman take against his rash?
+"""
 GENERAL = """Questions people ask a helpful assistant:
 How do I get rust off a pan?
 What is the tallest mountain in Africa?
