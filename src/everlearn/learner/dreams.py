@@ -81,7 +81,7 @@ class SelfStudyDreamer:
         tokenizer: PreTrainedTokenizerBase,
         *,
         samples: int = 24,
-        keep: int = 16,
+        keep: int = 8,
         temperature: float = 0.7,
         criteria: Criteria | None = None,
     ) -> None:
@@ -167,15 +167,16 @@ class SelfStudyDreamer:
         """Return what may be new in ``text``, in its words, best first; nothing if the model finds no such.
 
         Of the ``guesses`` and as many without a question, those that are most often made and, by ``NEWS``, least likely
-        without the passage: rare or complete phrases rather than common or clipped ones. What was guessed only once is
-        chance.
+        without the passage: rare or complete phrases rather than common or clipped ones. What a question
+        brought up counts twice; what was guessed only once is chance.
         """
         heads = [f"{context} ->"] * OPEN
         more = practice.sample(heads, max_new_tokens=12, generator=generator, temperature=1.0, stop=":")
-        votes = Counter(_as_told(guess, text) for guess in (*guesses, *more))
+        asked, alone = (Counter(_as_told(guess, text) for guess in some) for some in (guesses, more))
+        votes = asked + alone
         found = [answer for answer, count in votes.items() if answer and count > 1]
         blank = practice.log_likelihood([f"{NEUTRAL} ->"] * len(found), [f" {answer}:" for answer in found])
-        news = {a: math.log(votes[a]) - NEWS * float(row.sum()) for a, row in zip(found, blank, strict=True)}
+        news = {a: math.log(votes[a] + asked[a]) - NEWS * float(row.sum()) for a, row in zip(found, blank, strict=True)}
         return sorted(found, key=news.__getitem__, reverse=True)
 
     def _add_contrasts(self, passages: Sequence[str], dreams: list[list[Dream]], generator: torch.Generator) -> None:

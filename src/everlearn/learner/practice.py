@@ -62,6 +62,8 @@ class Practice:
 
     def nearest(self, passages: Sequence[str], count: int) -> list[list[Record]]:
         """Return the ``count`` records most like each passage, the likest last, where a reader attends most."""
+        if not passages:
+            return []
         likeness = self._placed(self._read(passages)) @ self._places.T
         return [[self.records[i] for i in row.flip(0).tolist()] for row in likeness.topk(count).indices]
 
