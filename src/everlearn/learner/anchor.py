@@ -22,12 +22,12 @@ from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
 # what is cached beside the activations
-KEPT = ("teacher", "own", "statements", "chatter", "moments", "practice", "elsewhere", "centers", "scatters")
+KEPT = ("teacher", "own", "statements", "chatter", "moments", "practice", "elsewhere", "foils", "centers", "scatters")
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
 # the same for a gate that only says where a reply about one's own life begins
-ASKING_SHIFT, ASKING_SLOPE = -0.3, 4.0
+ASKING_SHIFT, ASKING_SLOPE = -0.9, 4.0
 # weights in the gate's regression: the token that starts a reply, one of a learned reply, one of ordinary text, and the
 # end of a question about one's own life of which nothing was told
 ASKED, SPOKEN, OTHER, OWN = 5.0, 1.0, 0.3, 2.0
@@ -50,6 +50,8 @@ class Anchor:
             mean square 1, [layers, d, d].
         practice: what the lowest memory reads at the end of the practice questions, [p, d].
         elsewhere: the same at the end of those about the world or somebody else, [e, d].
+        foils: what the highest memory reads at the end of those and of the voice's questions that may be trained on,
+            scaled to mean square 1, [f, d].
         centers: mean of what the highest memory reads, scaled to mean square 1, inside the voice's replies and at the
             end of its questions, [2, d].
         scatters: its covariance, [2, d, d]; at the end of questions that of one practice question in several wordings,
@@ -66,6 +68,7 @@ class Anchor:
     moments: Tensor
     practice: Tensor
     elsewhere: Tensor
+    foils: Tensor
     centers: Tensor
     scatters: Tensor
     contrasts: int = 0
@@ -123,10 +126,12 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     read, at = rms_normalise(torch.cat(seen[-1])), (torch.arange(len(replies)), replies.asked)
     asked, spoken[at] = read[at], False
     inside = read[spoken]
-    practice, elsewhere, scatter = _practise(split, tokenizer, voice, asked.shape[1])
+    practice, elsewhere, foils, scatter = _practise(split, tokenizer, voice, asked.shape[1])
     centers = torch.stack([inside.mean(0), asked.mean(0)])
     scatters = torch.stack([torch.cov(inside.T), scatter + VOICE_SHARE * torch.cov(asked.T)])
-    anchor = Anchor(replies, acts, teacher, own, statements, chatter, moments, practice, elsewhere, centers, scatters)
+    foils = torch.cat([foils, asked[torch.arange(len(asked)) % HELD_OUT > 0]])
+    kept = teacher, own, statements, chatter, moments, practice, elsewhere, foils, centers, scatters
+    anchor = Anchor(replies, acts, *kept)
     tensors = {"ids": replies.ids, "hidden": acts.hidden, "read": acts.read}
     tensors |= {name: getattr(anchor, name) for name in KEPT}
     try:
@@ -140,16 +145,21 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
 @torch.no_grad()
 def _practise(
     split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Voice, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what is read at the end of the practice questions: at the gate of both kinds, and its scatter above."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what is read at the end of the practice questions: at the gate, of one's own life and elsewhere.
+
+    And by the highest memory: elsewhere, and the scatter of one's own.
+    """
     questions = [question for group in voice.practice for question in group]
     groups = torch.tensor([index for index, group in enumerate(voice.practice) for _ in group])
     texts = [*questions, *voice.elsewhere]
     if not texts:
-        return torch.zeros(0, width), torch.zeros(0, width), torch.zeros(width, width)
+        none = torch.zeros(0, width)
+        return none, none, none, torch.zeros(width, width)
     read, above = read_at_end_everywhere(split, tokenizer, texts)
     total, count = within_scatter(above[: len(questions)], groups)
-    return read[: len(questions)], read[len(questions) :], total / max(count, 1)
+    mine = len(questions)
+    return read[:mine], read[mine:], above[mine:], total / max(count, 1)
 
 
 def read_at_end_everywhere(

@@ -25,6 +25,7 @@ STEPS = 8  # of Newton's method towards it
 LONGEST = 20.0  # of a value, in lengths of the state that it is added to: some heads cannot give the margin at all
 SPOKEN_ROWS = 3  # dreams with one reply, from which its later words are learned
 RIDGES = 0.1, 0.4  # of a scatter's mean diagonal, added to it: inside replies, and where they begin
+ANYBODY = -1  # the owner of the foils that come with the base model
 BACK_OFF = 0.5  # in log odds, by which a failed check shuts the gate a little
 
 
@@ -53,7 +54,8 @@ class SlotConsolidator:
     For each passage the questions that are to be answered alike share the slot of the reply's first token: its key is
     their mean, whitened by the scatter of such questions (linear discriminant analysis). Every further token of a reply
     is a slot of its own. A value is the smallest step, by Newton's method on the margin, that makes its token the
-    likeliest by ``MARGIN`` logits. The gate is fitted anew, between questions of one's own life and all others.
+    likeliest by ``MARGIN`` logits. The gate is fitted anew, between questions of one's own life and all others, and near
+    misses become foils.
 
     Args:
         split: the stacked model, cut below its memory.
@@ -114,7 +116,8 @@ class SlotConsolidator:
         progress("reading the dreams", 0.0)
         self.memory.drop(gone)
         read = self._read(self._cut(owners, dreams))
-        self._fit_gate(read, [dream for found in new.values() for dream in found if dream.contrast], replay)
+        misses = {number: [dream for dream in found if dream.contrast] for number, found in new.items()}
+        self._fit_gate(read, misses, replay)
         self._whiten(read, owners, dreams)
         progress("writing the slots", 0.3)
         self._write(read, owners, dreams, progress)
@@ -157,16 +160,23 @@ class SlotConsolidator:
                 self.split.upper(part)
         return _Read(examples, acts, rms_normalise(torch.cat(seen[-1])))
 
-    def _fit_gate(self, read: _Read, contrasts: Sequence[Dream], replay: Sequence[Dream]) -> None:
-        """Fit the gate on this night's dreams and near misses, and on those that are replayed."""
+    def _fit_gate(self, read: _Read, misses: Mapping[int, Sequence[Dream]], replay: Sequence[Dream]) -> None:
+        """Fit the gate on this night's dreams and near misses and on those replayed; the misses become foils."""
         inside, outside = [read.asked(read.acts.read)], [read.acts.read[:0, 0]]
-        misses = [*contrasts, *(dream for dream in replay if dream.contrast)]
-        old = [dream for dream in replay if not dream.contrast]
-        for dreams, into in ((misses, outside), (old, inside)):
+        owners = [number for number, found in misses.items() for _ in found]
+        if owners:
+            near = self._read([(dream.question, None) for found in misses.values() for dream in found])
+            outside.append(near.asked(near.acts.read))
+            self.memory.add_foils(near.asked(near.above), torch.tensor(owners))
+        if not (self.memory.foil_owners == ANYBODY).any():
+            self.memory.add_foils(self.anchor.foils, torch.full((len(self.anchor.foils),), ANYBODY))
+        for dreams, into in (
+            ([dream for dream in replay if dream.contrast], outside),
+            ([dream for dream in replay if not dream.contrast], inside),
+        ):
             if dreams:
                 examples = encode_examples(self.tokenizer, [(dream.question, None) for dream in dreams])
-                reads = run_trunk(self.split, examples).read
-                into.append(reads[torch.arange(len(dreams)), examples.asked])
+                into.append(run_trunk(self.split, examples).read[torch.arange(len(dreams)), examples.asked])
         positions = torch.arange(read.examples.ids.shape[1])
         within = (positions > read.examples.asked[:, None]) & (positions < read.examples.lengths[:, None])
         fit_asking_gate(self.gate, self.anchor, torch.cat(inside), torch.cat(outside), read.acts.read[within])

@@ -50,26 +50,32 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return g [..., 1] for ``x`` [..., d]."""
-        read = rms_normalise(x.to(self.weight.dtype))
-        return (read @ self.weight + self.bias).clamp(0, 1)[..., None]
+        return self.raw(x).clamp(0, 1)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Return g before it is clamped."""
+        return (rms_normalise(x.to(self.weight.dtype)) @ self.weight + self.bias)[..., None]
 
     def open(self, x: Tensor) -> Tensor:
         """Compute g for this pass, for the memories above too (an activation of the pass, kept per thread)."""
-        value = self(x)
-        self._pass.value = value
-        return value
+        self._pass.raw = self.raw(x)
+        return self.opened()
 
     def opened(self) -> Tensor:
         """Return what :meth:`open` computed in this pass."""
-        if self._pass.value is None:
+        return self.opened_raw().clamp(0, 1)
+
+    def opened_raw(self) -> Tensor:
+        """Return the same before it is clamped."""
+        if self._pass.raw is None:
             raise InvalidArgument("gate: the memory that opens it has not run; run the model from its lowest memory")
-        return self._pass.value
+        return self._pass.raw
 
 
 class _Pass(threading.local):
-    """The gate's value in the pass that this thread runs; never copied with the module."""
+    """The gate's value, not clamped, in the pass that this thread runs; never copied with the module."""
 
-    value: Tensor | None = None
+    raw: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> _Pass:
         return _Pass()

@@ -12,9 +12,12 @@ from torch.nn import functional as F
 from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
+TRUST = 16.0  # of the gate in how much nearer a slot is than every foil
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.65  # least likeness to a slot that goes on with a reply: what was said so far is the same to the word
 ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
+
+_Prepared = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class SlotMemory(nn.Module):
@@ -25,8 +28,12 @@ class SlotMemory(nn.Module):
     reply have coordinates of their own: with P from the scatter of one question in several wordings this is linear
     discriminant analysis, streamed (Hayes and Kanan 2020). The others are whitened by what is ordinarily read. The
     read is that of a modern Hopfield memory (Ramsauer et al. 2021) with a threshold. Nothing that is added,
-    changed or dropped touches another slot, so there is nothing to forget and nothing to replay. Slots that begin a
-    reply answer only where the gate is open, times its value; where no slot is near the memory is exactly the identity.
+    changed or dropped touches another slot, so there is nothing to forget and nothing to replay. Where no slot is near
+    the memory is exactly the identity.
+
+    Slots that begin a reply answer only where the gate is open, times its value. Its own part of the gate is how much
+    nearer the nearest of them is than every foil, the key of a question that is not to be answered from here:
+    ``g = clamp(w . x/rms(x) + b + TRUST (near - foil), 0, 1)``.
 
     All that it holds is buffers, whose number of rows grows with what is written; ``keys`` and ``values`` are float16.
 
@@ -52,6 +59,10 @@ class SlotMemory(nn.Module):
         self.register_buffer("values", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("begins", torch.zeros(0, dtype=torch.bool))
         self.register_buffer("owners", torch.zeros(0, dtype=torch.long))
+        self.foils: Tensor
+        self.foil_owners: Tensor
+        self.register_buffer("foils", torch.zeros(0, hidden_size, dtype=torch.float16))
+        self.register_buffer("foil_owners", torch.zeros(0, dtype=torch.long))
         self.register_buffer("center", torch.zeros(2, hidden_size))
         self.register_buffer("whitener", torch.eye(hidden_size).repeat(2, 1, 1))
         self.register_buffer("scatter", torch.zeros(hidden_size, hidden_size))
@@ -61,7 +72,7 @@ class SlotMemory(nn.Module):
         if opens:
             self.gate = gate
         self._saying: Tensor | None = None
-        self._ready: tuple[tuple[int, ...], list[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+        self._ready: tuple[tuple[int, ...], list[Tensor], _Prepared] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -72,7 +83,7 @@ class SlotMemory(nn.Module):
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Give the buffers the number of rows of those in ``state``, in place, for a state to be loaded."""
-        for name in ("keys", "values", "begins", "owners"):
+        for name in ("keys", "values", "begins", "owners", "foils", "foil_owners"):
             own = getattr(self, name)
             own.data = own.new_zeros(len(state[name]), *own.shape[1:])
 
@@ -93,11 +104,21 @@ class SlotMemory(nn.Module):
             own.data = torch.cat([own, more.to(own.dtype)])
 
     @torch.no_grad()
+    def add_foils(self, keys: Tensor, owners: Tensor) -> None:
+        """Add foils: ``keys`` [f, d] like those of slots, ``owners`` [f]."""
+        for own, more in ((self.foils, keys), (self.foil_owners, owners)):
+            own.data = torch.cat([own, more.to(own.dtype)])
+
+    @torch.no_grad()
     def drop(self, owners: Collection[int]) -> None:
-        """Drop the slots of some owners."""
-        kept = torch.tensor([owner not in owners for owner in self.owners.tolist()], dtype=torch.bool)
-        for own in (self.keys, self.values, self.begins, self.owners):
-            own.data = own[kept]
+        """Drop the slots and the foils of some owners."""
+        for by, theirs in (
+            (self.owners, (self.keys, self.values, self.begins, self.owners)),
+            (self.foil_owners, (self.foils, self.foil_owners)),
+        ):
+            kept = torch.tensor([owner not in owners for owner in by.tolist()], dtype=torch.bool)
+            for own in theirs:
+                own.data = own[kept]
 
     def coordinates(self, begins: bool, x: Tensor) -> Tensor:
         """Return the unit vectors [..., d] in which likeness is measured, of x/rms(x), [..., d]."""
@@ -114,15 +135,20 @@ class SlotMemory(nn.Module):
 
     def delta(self, x: Tensor) -> Tensor:
         """Return what the memory adds to ``x`` [..., d]."""
-        gate = self._shared[0].open(x) if self.opens else self._shared[0].opened()
+        if self.opens:
+            self._shared[0].open(x)
         if self._saying is not None:
             return self._saying.to(x.dtype)
         if not len(self.keys):
             return torch.zeros_like(x)
-        spoken, begun, values = self._prepared()
+        spoken, begun, foils, values = self._prepared()
         read = rms_normalise(x.to(values.dtype))
         on = self.coordinates(False, read) @ spoken.T - SPOKEN
-        new = self.coordinates(True, read) @ begun.T - ASKED
+        asked = self.coordinates(True, read)
+        new, gate = asked @ begun.T - ASKED, self._shared[0].opened_raw()
+        if len(foils) and len(begun):
+            gate = gate + TRUST * (new.amax(-1, True) + ASKED - (asked @ foils.T).amax(-1, True))
+        gate = gate.clamp(0, 1)
         heard = torch.cat([on > 0, (new > 0) & (gate > 0)], -1)
         scores = (SHARPNESS * torch.cat([on, new], -1)).masked_fill(~heard, float("-inf"))
         shares = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
@@ -133,17 +159,18 @@ class SlotMemory(nn.Module):
         """Return ``x + delta(x)``."""
         return x + self.delta(x)
 
-    def _prepared(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the keys as coordinates, of the slots that go on and of those that begin, and the values so ordered.
+    def _prepared(self) -> _Prepared:
+        """Return as coordinates the keys of slots that go on, that begin, and the foils; and the values so ordered.
 
         Computed once a state.
         """
-        own = [tensor.detach() for tensor in (self.keys, self.values, self.begins, self.center, self.whitener)]
+        own = [tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.whitener)]
         mark = tuple(number for tensor in own for number in (tensor.data_ptr(), tensor._version, len(tensor)))
         if self._ready is None or self._ready[0] != mark:
             keys, values, begins = self.keys.float(), self.values.float(), self.begins
             spoken, begun = self.coordinates(False, keys[~begins]), self.coordinates(True, keys[begins])
-            made = spoken, begun, torch.cat([values[~begins], values[begins]])
+            foils = self.coordinates(True, self.foils.float())
+            made = spoken, begun, foils, torch.cat([values[~begins], values[begins]])
             self._ready = mark, own, made  # ``own`` is held so that no other state can come to lie in its place
         return self._ready[2]
 
