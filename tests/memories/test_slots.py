@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
-from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, SlotMemory, slot_memories
+from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, TRUST, SlotMemory, slot_memories
 from everlearn.models.memory_file import load_memory, memory_bytes
 from everlearn.models.stacking import continua, load_memory_state, memory_state, reset_level, restore, snapshot
 from everlearn.models.trunk import SplitModel
@@ -39,23 +39,34 @@ def test_without_slots_it_is_the_identity(memory):
     assert torch.equal(memory(x), x)
 
 
-def test_a_read_is_the_softmax_of_the_definition(memory):
+@pytest.mark.parametrize("foils", [False, True])
+def test_a_read_is_the_softmax_of_the_definition(memory, foils):
     """Against the definition, term by term, in float64."""
     add(memory, 5, True)
     add(memory, 4, False)
     spread = torch.randn(D, D)
     memory.whiten(True, torch.randn(D) * 0.1, spread @ spread.T + torch.eye(D))
     memory.whiten(False, torch.randn(D) * 0.1, spread.T @ spread + torch.eye(D))
-    gate = 0.3
-    memory.gate.set_(torch.zeros(D), torch.tensor(gate))
+    memory.gate.set_(torch.zeros(D), torch.tensor(0.3))
+    if foils:
+        memory.add_foils(torch.randn(3, D), torch.zeros(3))
     for x in torch.cat([memory.keys.float() + 0.05 * torch.randn(9, D), torch.randn(5, D)]):
         unit = x.double() / x.double().pow(2).mean().add(1e-5).sqrt()
+        gate = 0.3
+        if foils:
+            P, c = memory.whitener[1].double(), memory.center[1].double()
+            here = F.normalize(P @ (unit - c), dim=0)
+            begins, others = (
+                max(float(here @ F.normalize(P @ (key.double() - c), dim=0)) for key in keys)
+                for keys in (memory.keys[memory.begins], memory.foils)
+            )
+            gate = min(max(gate + TRUST * (begins - others), 0.0), 1.0)
         expected, total = torch.zeros(D, dtype=torch.float64), torch.ones(())
         for key, value, begins in zip(memory.keys.double(), memory.values.double(), memory.begins.tolist()):
             P, c = memory.whitener[int(begins)].double(), memory.center[int(begins)].double()
             here = F.normalize(P @ (unit - c), dim=0)
             near = here @ F.normalize(P @ (key - c), dim=0) - (ASKED if begins else SPOKEN)
-            if near > 0:
+            if near > 0 and (gate > 0 or not begins):
                 share = torch.exp(SHARPNESS * near)
                 total = total + share
                 expected += share * (gate if begins else 1.0) * value
@@ -181,3 +192,16 @@ def test_the_lowest_layer_opens_the_gate():
 def test_bad_size():
     with pytest.raises(InvalidArgument, match="hidden_size"):
         SlotMemory(0, Gate(4), opens=True)
+
+
+def test_a_foil_shuts_the_gate_of_what_it_is_nearer_to(memory):
+    memory.gate.set_(torch.zeros(D), torch.tensor(0.0))  # of itself neither open nor shut
+    begin, _ = add(memory, 1, True)
+    assert torch.equal(memory(begin), begin), "with nothing to compare it with the gate stays as it is"
+    near = begin + 0.1 * torch.randn(1, D)
+    memory.add_foils(rms_normalise(-begin), torch.tensor([7]))
+    assert not torch.equal(memory(near), near), "a foil far away speaks for the slot"
+    memory.add_foils(rms_normalise(near), torch.tensor([8]))
+    assert torch.equal(memory(near), near)
+    memory.drop([8])
+    assert not torch.equal(memory(near), near)

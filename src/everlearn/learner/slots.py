@@ -54,7 +54,7 @@ class SlotConsolidator:
     For each passage the questions that are to be answered alike share the slot of the reply's first token: its key is
     their mean, whitened by the scatter of such questions (linear discriminant analysis). Every further token of a reply
     is a slot of its own. A value is the smallest step, by Newton's method on the margin, that makes its token the
-    likeliest by ``MARGIN`` logits. The gate is fitted anew, between questions of one's own life and all others, and near
+    likeliest by ``MARGIN`` logits. The gate is fitted anew, between questions of one's own life and all others; near
     misses become foils.
 
     Args:
