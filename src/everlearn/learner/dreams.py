@@ -28,7 +28,7 @@ from everlearn.learner.voice import greedy_replies
 
 LONG = 40  # words; a longer message is dreamt of sentence by sentence
 SHOWN = 5  # records of practice that are shown before a passage
-OPEN = 24  # questions sampled without knowing the answer, and answers without knowing the question
+OPEN = 16  # questions sampled without knowing the answer, and answers without knowing the question
 NEWS = 0.3  # share of its unlikeliness without the passage that an answer is credited with
 STRANGERS = 2  # questions of a passage that are asked again about somebody else
 TRIED = 2  # answers tried until there are questions for one
@@ -80,7 +80,7 @@ class SelfStudyDreamer:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        samples: int = 24,
+        samples: int = 15,
         keep: int = 8,
         temperature: float = 0.7,
         criteria: Criteria | None = None,

@@ -27,7 +27,8 @@ class Criteria:
 
     Attributes:
         support: by which the passage must raise the answer's likelihood.
-        known: least log-likelihood of the answer after passage and question, beside that after the best question.
+        least: least log-likelihood of the answer after passage and question.
+        known: the same, beside that after the best question.
         aboutness: by which the passage must make the question likelier than one that says nothing does.
         own: by which it must be likelier asked by the one who told it than asked back.
         fitness: by which the answer may be less likely a priori than after the passage's best question for it: a name
@@ -35,6 +36,7 @@ class Criteria:
     """
 
     support: float = 3.0
+    least: float = -6.0
     known: float = -3.0
     aboutness: float = 2.0
     own: float = 0.0
@@ -105,7 +107,8 @@ class Judge:
 
     def _passes(self, mark: _Marks) -> bool:
         need, support = self.criteria, mark.known - mark.prior
-        return mark.about >= need.aboutness and mark.own >= need.own and support >= need.support
+        told = mark.about >= need.aboutness and support >= need.support
+        return told and mark.own >= need.own and mark.known >= need.least
 
     def _score(self, mark: _Marks, known: float, fits: float) -> float:
         if known < self.criteria.known or fits < self.criteria.fitness:

@@ -21,7 +21,7 @@ from everlearn.learner.dreams import Dream, Dreamer, SelfStudyDreamer
 from everlearn.learner.journal import diff_nights, find_observations
 from everlearn.learner.night import Kept, before_knowing, choose_replay, kept_dreams, superseded
 from everlearn.learner.sampling import encode
-from everlearn.learner.selection import Selector, SurpriseSelector
+from everlearn.learner.selection import Judgement, Selector, SurpriseSelector
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.store import MemoryStore, Night, Observation
 from everlearn.learner.voice import Voice
@@ -203,9 +203,10 @@ class Learner:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.store.head + 1)
         self._progress("selecting what to keep", 0.0)
         judged = self._make_selector().judge([item.text for item in heard])
-        wanted = [item for item, j in zip(heard, judged, strict=True) if j.keep or item.meta.get("remember")]
+        chosen = [(item, j.worth or item.text) for item, j in zip(heard, judged, strict=True) if _wanted(item, j)]
+        wanted = [item for item, _ in chosen]
         dreamer = self._make_dreamer()
-        dreams = dreamer.dream([item.text for item in wanted], generator, self._progress) if wanted else []
+        dreams = dreamer.dream([text for _, text in chosen], generator, self._progress) if wanted else []
         new = {item.id: found for item, found in zip(wanted, dreams, strict=True) if found}
         dismissed = [item.id for item in heard if item.id not in new and not item.meta.get("remember")]
         old = kept_dreams(self.store)
@@ -389,3 +390,7 @@ class Learner:
             )
         weights = self._weights
         return make(weights.split, self.tokenizer, weights.gate, weights.anchor, **how)
+
+
+def _wanted(item: Observation, judged: Judgement) -> bool:
+    return judged.keep or bool(item.meta.get("remember"))

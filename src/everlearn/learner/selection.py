@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,11 +17,15 @@ from everlearn.models.trunk import SplitModel
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of one message: whether to keep it, how surprising it is (nats), and the log odds that it tells something."""
+    """Of one message: whether to keep it, how surprising it is (nats), and the log odds that it tells something.
+
+    ``worth`` is what of it is worth a dream, if that is not all.
+    """
 
     keep: bool
     surprise: float
     telling: float
+    worth: str | None = None
 
 
 class Selector(Protocol):
@@ -71,4 +75,12 @@ class SurpriseSelector:
         judged: list[list[Judgement]] = [[] for _ in messages]
         for (index, _), surprise, odds in zip(pieces, surprises, telling, strict=True):
             judged[index].append(Judgement(surprise >= self.surprise and odds >= self.telling, surprise, odds))
-        return [max(found, key=lambda one: (one.keep, one.telling)) for found in judged]
+        best = [max(found, key=lambda one: (one.keep, one.telling)) for found in judged]
+        kept: list[list[str]] = [[] for _ in messages]
+        for (index, piece), one in zip(pieces, (one for found in judged for one in found), strict=True):
+            if one.keep:
+                kept[index].append(piece)
+        return [
+            replace(one, worth=" ".join(told)) if one.keep and len(told) < len(found) else one
+            for one, told, found in zip(best, kept, judged, strict=True)
+        ]
