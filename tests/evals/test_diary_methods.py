@@ -138,8 +138,10 @@ def test_everlearn_hears_keeps_and_forgets(setting, tmp_path):
 
 def test_the_registry_has_the_runtime_its_ablations_and_the_baselines():
     named = registry()
-    assert {"everlearn", "everlearn-noanchor", "everlearn-noreplay"} <= named.keys()
+    left_out = {"nofilter", "nocontrasts", "nopractice", "nowhitening", "noreplay"}
+    assert {"everlearn", "everlearn-trained", *(f"everlearn-{part}" for part in left_out)} <= named.keys()
     assert {"frozen", "context", "retrieval", "lora", "full", "strands"} <= named.keys()
     assert named["everlearn-noreplay"].keywords["schedule"].replay == 0
-    assert named["everlearn-noanchor"].keywords["objective"].anchor_weight == 0
+    assert named["everlearn-trained-noanchor"].keywords["objective"].anchor_weight == 0
+    assert named["everlearn-nowhitening"].keywords["consolidator"].keywords == {"whiten": False}
     assert named["lora-gentle"].keywords["rate"] < LoraTuning.rate

@@ -59,6 +59,7 @@ def test_a_supported_fitting_question_about_the_passage_passes(judge, monkeypatc
     "likelihoods",
     [
         {"known": -7.0},  # the passage does not say it
+        {"known": -7.0, "prior": -29.0},  # as little likely as that, however much more so than without it
         {"prior": -2.0},  # known without the passage
         {"blank": -5.0},  # asked as readily of nothing
         {"back": -2.0},  # rather asked of the one who told it
@@ -97,7 +98,7 @@ def test_the_passage_must_answer_it_about_as_well_as_the_best(judge, monkeypatch
 
 
 def test_criteria_are_settings(tmp_path, monkeypatch):
-    lax = Judge(*load_model(str(tiny_learner.make_model(tmp_path))), Criteria(support=1.0))
+    lax = Judge(*load_model(str(tiny_learner.make_model(tmp_path))), Criteria(support=1.0, least=-8.0))
     scripted(lax, monkeypatch, known=-7.0)
     assert lax.scores(CAT, "Nils", [GOOD])[0] > DROP
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import tiny_learner
 import torch
 
 from everlearn.errors import FingerprintError, InvalidArgument, SleepRejected, StoreCorrupt, StoreLocked
-from everlearn.learner.consolidation import Schedule
+from everlearn.learner.consolidation import Schedule, SelfStudyObjective
 from everlearn.learner.learner import Learner
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.store import MemoryStore
+from everlearn.learner.weights import Layout
 from everlearn.levels import Level
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import memory_state
@@ -358,3 +360,68 @@ def test_status_counts_the_bytes_of_a_user(learner):
     status = learner().status()
     assert 0 < status["memory_bytes"] <= 16 * 2**20
     assert status["observations"]["heard"] == 0
+
+
+def test_only_what_is_worth_it_is_dreamt_of(learner):
+    one = learner()
+    select, dreamt = one._selector, []
+
+    class Part(select):
+        def judge(self, messages):
+            return [replace(judged, worth="the sea") for judged in super().judge(messages)]
+
+    one._selector = Part
+    dreamer = one._make_dreamer()
+    dream = dreamer.dream
+    dreamer.dream = lambda passages, *more: dreamt.extend(passages) or dream(passages, *more)
+    one.observe("Hello again! I live by the sea.")
+    assert one.sleep().consolidated == (1,)
+    assert dreamt == ["the sea"]
+    assert one.history()[0].text == "Hello again! I live by the sea."
+
+
+def test_a_memory_that_is_trained_is_a_layout_of_its_own(learner):
+    one = learner(layout=Layout(first=0.5, width=8))
+    one.observe(SAID)
+    report = one.sleep()
+    assert report.learning is not None
+    assert report.learning.passes == 1
+    assert any(key.endswith("W1") and tensor.any() for key, tensor in memory_state(one.model).items())
+
+
+def test_another_consolidator_can_write_the_slow_level(learner):
+    made = []
+
+    class Mine(SlotConsolidator):
+        def __init__(self, *arguments, **options):
+            made.append(options["level"])
+            super().__init__(*arguments, whiten=False, **options)
+
+    one = learner(consolidator=Mine)
+    one.observe(SAID)
+    one.sleep()
+    assert made == ["slow"]
+
+
+def test_slots_are_not_trained(learner):
+    with pytest.raises(InvalidArgument, match="objective, optimizer"):
+        learner(objective=SelfStudyObjective())
+
+
+def test_what_is_told_later_drops_the_slots_of_what_it_contradicts(learner, monkeypatch):
+    """And what is left of the older observation is learned anew."""
+    one = learner()
+    one.observe("The sea is blue.")
+    one.observe(SAID)
+    one.sleep()
+    first = {row.observation: [] for row in one.store.dreams()}
+    for row in one.store.dreams():
+        first[row.observation].append(row.id)
+    gone = {3: first[2][:1]}
+    monkeypatch.setattr("everlearn.learner.learner.superseded", lambda dreamer, new, old: gone)
+    one.observe("My parrot sings.")
+    report = one.sleep()
+    assert report.superseded == (2,)
+    owners = memory_state(one.model, "slow")
+    held = next(tensor for key, tensor in owners.items() if key.endswith("slow.owners")).tolist()
+    assert set(held) == {1, 2, 3}

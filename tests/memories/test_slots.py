@@ -48,11 +48,12 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
     memory.whiten(True, torch.randn(D) * 0.1, spread @ spread.T + torch.eye(D))
     memory.whiten(False, torch.randn(D) * 0.1, spread.T @ spread + torch.eye(D))
     memory.gate.set_(torch.zeros(D), torch.tensor(0.3))
+    memory.lean.copy_(0.05 * torch.randn(D))
     if foils:
         memory.add_foils(torch.randn(3, D), torch.zeros(3))
     for x in torch.cat([memory.keys.float() + 0.05 * torch.randn(9, D), torch.randn(5, D)]):
         unit = x.double() / x.double().pow(2).mean().add(1e-5).sqrt()
-        gate = 0.3
+        gate = float(0.3 + memory.lean.double() @ unit)
         if foils:
             P, c = memory.whitener[1].double(), memory.center[1].double()
             here = F.normalize(P @ (unit - c), dim=0)
@@ -60,7 +61,8 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
                 max(float(here @ F.normalize(P @ (key.double() - c), dim=0)) for key in keys)
                 for keys in (memory.keys[memory.begins], memory.foils)
             )
-            gate = min(max(gate + TRUST * (begins - others), 0.0), 1.0)
+            gate += TRUST * (begins - others)
+        gate = min(max(gate, 0.0), 1.0)
         expected, total = torch.zeros(D, dtype=torch.float64), torch.ones(())
         for key, value, begins in zip(memory.keys.double(), memory.values.double(), memory.begins.tolist()):
             P, c = memory.whitener[int(begins)].double(), memory.center[int(begins)].double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -22,16 +23,17 @@ from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
 # what is cached beside the activations
-KEPT = ("teacher", "own", "statements", "chatter", "moments", "practice", "elsewhere", "foils", "centers", "scatters")
+KEPT = ("teacher", "own", "statements", "chatter", "moments", "inside", "outside", "within", "centers", "scatters")
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
 # the same for a gate that only says where a reply about one's own life begins
-ASKING_SHIFT, ASKING_SLOPE = -1.1, 4.0
+ASKING_SHIFT, ASKING_SLOPE = 0.7, 4.0
 # weights in the gate's regression: the token that starts a reply, one of a learned reply, one of ordinary text, and the
 # end of a question about one's own life of which nothing was told
 ASKED, SPOKEN, OTHER, OWN = 5.0, 1.0, 0.3, 2.0
 FEW = 100  # dreams; the starts of fewer count as much as so many, or the voice would shut them out
+ELSEWHERE = 4  # one in so many positions of the voice is shown to that gate
 VOICE_SHARE = 0.1  # of the scatter of the voice's questions beside that of one question in several wordings
 
 
@@ -48,10 +50,10 @@ class Anchor:
         chatter: the same at the end of what tells nothing, [l, d].
         moments: second moments E[x x^T] of what each learning layer's memories read on the replies, each x scaled to
             mean square 1, [layers, d, d].
-        practice: what the lowest memory reads at the end of the practice questions, [p, d].
-        elsewhere: the same at the end of those about the world or somebody else, [e, d].
-        foils: what the highest memory reads at the end of those and of the voice's questions that may be trained on,
-            scaled to mean square 1, [f, d].
+        inside: what the lowest and the highest memory read where the reply to a question about one's own life would
+            begin, the practice questions too, one beside the other and each scaled to mean square 1, [p, 2 d].
+        outside: the same for questions of the voice that may be trained on and for those that only look like it.
+        within: the same anywhere else in the voice's conversations, a part of them.
         centers: mean of what the highest memory reads, scaled to mean square 1, inside the voice's replies and at the
             end of its questions, [2, d].
         scatters: its covariance, [2, d, d]; at the end of questions that of one practice question in several wordings,
@@ -66,9 +68,9 @@ class Anchor:
     statements: Tensor
     chatter: Tensor
     moments: Tensor
-    practice: Tensor
-    elsewhere: Tensor
-    foils: Tensor
+    inside: Tensor
+    outside: Tensor
+    within: Tensor
     centers: Tensor
     scatters: Tensor
     contrasts: int = 0
@@ -119,19 +121,34 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     acts = run_trunk(split, replies)
     with torch.no_grad(), split.watching() as seen:
         teacher = torch.cat([split.upper(part) for part in acts.split(32)])
-    spoken = torch.arange(replies.ids.shape[1])
-    spoken = (spoken >= replies.asked[:, None]) & (spoken < replies.lengths[:, None])
+    positions = torch.arange(replies.ids.shape[1])
+    at, lived = (torch.arange(len(replies)), replies.asked), positions < replies.lengths[:, None]
+    spoken = lived & (positions >= replies.asked[:, None])
     moments = torch.stack([_second_moment(torch.cat(layer)[spoken]) for layer in seen])
     own, statements, chatter = (read_at_end(split, tokenizer, t) for t in (voice.own, voice.statements, voice.chatter))
-    read, at = rms_normalise(torch.cat(seen[-1])), (torch.arange(len(replies)), replies.asked)
-    asked, spoken[at] = read[at], False
-    inside = read[spoken]
-    practice, elsewhere, foils, scatter = _practise(split, tokenizer, voice, asked.shape[1])
-    centers = torch.stack([inside.mean(0), asked.mean(0)])
-    scatters = torch.stack([torch.cov(inside.T), scatter + VOICE_SHARE * torch.cov(asked.T)])
-    foils = torch.cat([foils, asked[torch.arange(len(asked)) % HELD_OUT > 0]])
-    kept = teacher, own, statements, chatter, moments, practice, elsewhere, foils, centers, scatters
-    anchor = Anchor(replies, acts, *kept)
+    both = pair(acts.read, torch.cat(seen[-1]))
+    asked, trained = both[at], torch.arange(len(replies)) % HELD_OUT > 0
+    spoken[at] = lived[at] = False
+    above = both[spoken].chunk(2, -1)[1]
+    questions = [question for group in voice.practice for question in group]
+    groups = torch.tensor([index for index, group in enumerate(voice.practice) for _ in group])
+    mine = read_pairs(split, tokenizer, [*questions, *voice.own])
+    scatter, count = within_scatter(mine[: len(questions)].chunk(2, -1)[1], groups)
+    scatter = scatter / max(count, 1) + VOICE_SHARE * torch.cov(asked.chunk(2, -1)[1].T)
+    anchor = Anchor(
+        replies,
+        acts,
+        teacher,
+        own,
+        statements,
+        chatter,
+        moments,
+        inside=mine,
+        outside=torch.cat([read_pairs(split, tokenizer, voice.elsewhere), asked[trained]]),
+        within=both[trained][lived[trained]][::ELSEWHERE],
+        centers=torch.stack([above.mean(0), asked.chunk(2, -1)[1].mean(0)]),
+        scatters=torch.stack([torch.cov(above.T), scatter]),
+    )
     tensors = {"ids": replies.ids, "hidden": acts.hidden, "read": acts.read}
     tensors |= {name: getattr(anchor, name) for name in KEPT}
     try:
@@ -142,40 +159,23 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     return anchor
 
 
+def pair(read: Tensor, above: Tensor) -> Tensor:
+    """Return what the lowest and the highest memory read, [..., d] each, scaled to mean square 1, as [..., 2 d]."""
+    return torch.cat([rms_normalise(read), rms_normalise(above)], -1)
+
+
 @torch.no_grad()
-def _practise(
-    split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Voice, width: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what is read at the end of the practice questions: at the gate, of one's own life and elsewhere.
-
-    And by the highest memory: elsewhere, and the scatter of one's own.
-    """
-    questions = [question for group in voice.practice for question in group]
-    groups = torch.tensor([index for index, group in enumerate(voice.practice) for _ in group])
-    texts = [*questions, *voice.elsewhere]
-    if not texts:
-        none = torch.zeros(0, width)
-        return none, none, none, torch.zeros(width, width)
-    read, above = read_at_end_everywhere(split, tokenizer, texts)
-    total, count = within_scatter(above[: len(questions)], groups)
-    mine = len(questions)
-    return read[:mine], read[mine:], above[mine:], total / max(count, 1)
-
-
-def read_at_end_everywhere(
-    split: SplitModel, tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """Return what the lowest and the highest memory read where the reply to each message would begin, [n, d] each.
-
-    That of the highest is scaled to mean square 1.
-    """
+def read_pairs(split: SplitModel, tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]) -> Tensor:
+    """Return :func:`pair` where the reply to each message would begin, [n, 2 d]."""
+    if not messages:
+        return torch.zeros(0, 2 * cast(int, split.model.config.hidden_size))
     examples = encode_examples(tokenizer, [(message, None) for message in messages])
     acts = run_trunk(split, examples)
-    with torch.no_grad(), split.watching() as seen:
+    with split.watching() as seen:
         for part in acts.split(32):
             split.upper(part)
     ends = torch.arange(len(examples)), examples.asked
-    return acts.read[ends], rms_normalise(torch.cat(seen[-1])[ends])
+    return pair(acts.read[ends], torch.cat(seen[-1])[ends])
 
 
 def within_scatter(x: Tensor, groups: Tensor) -> tuple[Tensor, int]:
@@ -231,38 +231,33 @@ def fit_gate(gate: Gate, anchor: Anchor, dreams: Examples, read: Tensor) -> None
     gate.set_(weight / deviation, bias - (weight * mean / deviation).sum() + GATE_SHIFT)
 
 
-def fit_asking_gate(gate: Gate, anchor: Anchor, inside: Tensor, outside: Tensor, within: Tensor) -> None:
-    """Fit ``gate`` in place: open where a reply about one's own life begins, closed where any other does, or none.
+def fit_asking_gate(anchor: Anchor, inside: Tensor, outside: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights [2 d] and bias [] of a gate that is open where a reply about one's own life begins.
 
-    Logistic regression on what the lowest memory reads, [n, d] each.
+    Logistic regression on :func:`pair`, [n, 2 d] each, beside what the anchor has of each kind.
 
     Args:
-        gate: the stack's gate.
         anchor: the base's voice and the practice questions.
         inside: where the reply to a dreamt question begins.
         outside: where the reply to a near miss begins.
         within: inside the replies of dreams, which the gate has nothing to say about.
     """
-    replies, rows = anchor.replies, anchor.trained()
-    positions = torch.arange(replies.ids.shape[1])
-    elsewhere = (positions != replies.asked[rows, None]) & (positions < replies.lengths[rows, None])
-    others = torch.cat([anchor.activations.read[rows][elsewhere], within])
+    others = torch.cat([anchor.within, within])
     parts = [  # what is read, whether it is to be open there, and the weight of each
         (inside, 1.0, 1.0),
-        (torch.cat([anchor.own, anchor.practice]), 1.0, 2.0),
-        (torch.cat([anchor.activations.read[rows, replies.asked[rows]], anchor.elsewhere]), 0.0, 5.0),
+        (anchor.inside, 1.0, 2.0),
+        (anchor.outside, 0.0, 5.0),
         (outside, 0.0, 1.0),
     ]
     share = sum(len(read) * weight for read, _, weight in parts) * OTHER / len(others)
     parts.append((others, 0.0, share))
-    inputs = torch.cat([rms_normalise(read) for read, _, _ in parts])
+    inputs = torch.cat([read for read, _, _ in parts])
     labels = torch.cat([torch.full((len(read),), label) for read, label, _ in parts])
     importance = torch.cat([torch.full((len(read),), weight) for read, _, weight in parts])
-    ordinary = rms_normalise(parts[2][0])
-    mean, deviation = ordinary.mean(0), ordinary.std(0) + 1e-3
+    mean, deviation = anchor.outside.mean(0), anchor.outside.std(0) + 1e-3
     weight, bias = _logistic_regression((inputs - mean) / deviation, labels, importance / importance.mean())
     slope = ASKING_SLOPE / deviation
-    gate.set_(weight * slope, ASKING_SLOPE * (bias + ASKING_SHIFT) - (weight * mean * slope).sum())
+    return weight * slope, ASKING_SLOPE * (bias + ASKING_SHIFT) - (weight * mean * slope).sum()
 
 
 def tells_something(anchor: Anchor, read: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class Record:
         questions: whose answer that is: asked plainly, in other words, as a request, and from a situation.
         world: a question about the world that shares the message's words.
         other: the plain question, asked about somebody else.
+        role: the same, about somebody of whom only is said what they are to the user.
+        advice: a request that touches the message without asking for what is new in it.
     """
 
     said: str
@@ -39,6 +41,12 @@ class Record:
     questions: tuple[str, str, str, str]
     world: str
     other: str
+    role: str
+    advice: str
+
+    def elsewhere(self) -> tuple[str, str, str, str]:
+        """Return the questions that are not to be answered with the message."""
+        return self.world, self.other, self.role, self.advice
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument, SleepRejected
-from everlearn.learner.anchor import ASKING_SLOPE, Anchor, fit_asking_gate, within_scatter
+from everlearn.learner.anchor import ASKING_SLOPE, Anchor, fit_asking_gate, pair, read_pairs, within_scatter
 from everlearn.learner.consolidation import Check, Progress, Report, Schedule, hold_back
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import Examples, encode_examples, run_trunk
-from everlearn.memories.gated import Gate, rms_normalise
+from everlearn.memories.gated import Gate
 from everlearn.memories.slots import SlotMemory
 from everlearn.models.trunk import Activations, SplitModel
 
@@ -36,12 +36,17 @@ class _Read:
     Attributes:
         examples: the dreams, some without their reply.
         acts: the trunk's activations.
-        above: what the memory reads, scaled to mean square 1, [n, T, d].
+        both: what the gate and the memory read, each scaled to mean square 1, [n, T, 2 d].
     """
 
     examples: Examples
     acts: Activations
-    above: Tensor
+    both: Tensor
+
+    @property
+    def above(self) -> Tensor:
+        """What the memory reads, [n, T, d]."""
+        return self.both.chunk(2, -1)[1]
 
     def asked(self, read: Tensor) -> Tensor:
         """Return what ``read`` [n, T, d] is where the replies begin, [n, d]."""
@@ -158,28 +163,27 @@ class SlotConsolidator:
         with self.split.watching() as seen:
             for part in acts.split(32):
                 self.split.upper(part)
-        return _Read(examples, acts, rms_normalise(torch.cat(seen[-1])))
+        return _Read(examples, acts, pair(acts.read, torch.cat(seen[-1])))
 
     def _fit_gate(self, read: _Read, misses: Mapping[int, Sequence[Dream]], replay: Sequence[Dream]) -> None:
         """Fit the gate on this night's dreams and near misses and on those replayed; the misses become foils."""
-        inside, outside = [read.asked(read.acts.read)], [read.acts.read[:0, 0]]
         owners = [number for number, found in misses.items() for _ in found]
-        if owners:
-            near = self._read([(dream.question, None) for found in misses.values() for dream in found])
-            outside.append(near.asked(near.acts.read))
-            self.memory.add_foils(near.asked(near.above), torch.tensor(owners))
+        near = self._asked([dream for found in misses.values() for dream in found])
+        self.memory.add_foils(near.chunk(2, -1)[1], torch.tensor(owners))
         if not (self.memory.foil_owners == ANYBODY).any():
-            self.memory.add_foils(self.anchor.foils, torch.full((len(self.anchor.foils),), ANYBODY))
-        for dreams, into in (
-            ([dream for dream in replay if dream.contrast], outside),
-            ([dream for dream in replay if not dream.contrast], inside),
-        ):
-            if dreams:
-                examples = encode_examples(self.tokenizer, [(dream.question, None) for dream in dreams])
-                into.append(run_trunk(self.split, examples).read[torch.arange(len(dreams)), examples.asked])
+            foils = self.anchor.outside.chunk(2, -1)[1]
+            self.memory.add_foils(foils, torch.full((len(foils),), ANYBODY))
+        inside = torch.cat([read.asked(read.both), self._asked([dream for dream in replay if not dream.contrast])])
+        outside = torch.cat([near, self._asked([dream for dream in replay if dream.contrast])])
         positions = torch.arange(read.examples.ids.shape[1])
         within = (positions > read.examples.asked[:, None]) & (positions < read.examples.lengths[:, None])
-        fit_asking_gate(self.gate, self.anchor, torch.cat(inside), torch.cat(outside), read.acts.read[within])
+        weight, bias = fit_asking_gate(self.anchor, inside, outside, read.both[within])
+        below, above = weight.chunk(2)
+        self.gate.set_(below, bias)
+        self.memory.lean.copy_(above)
+
+    def _asked(self, dreams: Sequence[Dream]) -> Tensor:
+        return read_pairs(self.split, self.tokenizer, [dream.question for dream in dreams])
 
     def _whiten(self, read: _Read, owners: Sequence[int], dreams: Sequence[Dream]) -> None:
         """Add the scatter of this night's questions to that of earlier nights, and whiten by it and the anchor's."""

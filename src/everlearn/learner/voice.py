@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from everlearn.errors import StoreCorrupt, StoreError
 from everlearn.learner import prompts
 from everlearn.learner.chat import chat_prompt
+from everlearn.learner.practice import load_practice
 from everlearn.learner.sampling import Prompt, common_start, encode
 from everlearn.models.hub import cache_dir
 from everlearn.models.memory_file import atomic_write, fingerprint
@@ -84,10 +84,9 @@ def load_voice(
 
 def _practised(voice: Voice) -> Voice:
     """Return ``voice`` with the practice texts of the package."""
-    lines = files("everlearn.learner").joinpath("practice.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    practice = tuple(tuple(record["questions"]) for record in records)
-    return replace(voice, practice=practice, elsewhere=tuple(r[key] for r in records for key in ("world", "other")))
+    records = load_practice()
+    practice = tuple(record.questions for record in records)
+    return replace(voice, practice=practice, elsewhere=tuple(asked for r in records for asked in r.elsewhere()))
 
 
 def make_voice(

@@ -33,7 +33,7 @@ class SlotMemory(nn.Module):
 
     Slots that begin a reply answer only where the gate is open, times its value. Its own part of the gate is how much
     nearer the nearest of them is than every foil, the key of a question that is not to be answered from here:
-    ``g = clamp(w . x/rms(x) + b + TRUST (near - foil), 0, 1)``.
+    ``g = clamp(w . y/rms(y) + b + u . x/rms(x) + TRUST (near - foil), 0, 1)``, y what the gate reads below.
 
     All that it holds is buffers, whose number of rows grows with what is written; ``keys`` and ``values`` are float16.
 
@@ -61,6 +61,8 @@ class SlotMemory(nn.Module):
         self.register_buffer("owners", torch.zeros(0, dtype=torch.long))
         self.foils: Tensor
         self.foil_owners: Tensor
+        self.lean: Tensor
+        self.register_buffer("lean", torch.zeros(hidden_size))
         self.register_buffer("foils", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("foil_owners", torch.zeros(0, dtype=torch.long))
         self.register_buffer("center", torch.zeros(2, hidden_size))
@@ -141,19 +143,25 @@ class SlotMemory(nn.Module):
             return self._saying.to(x.dtype)
         if not len(self.keys):
             return torch.zeros_like(x)
-        spoken, begun, foils, values = self._prepared()
+        spoken, begun, _, values = self._prepared()
         read = rms_normalise(x.to(values.dtype))
         on = self.coordinates(False, read) @ spoken.T - SPOKEN
-        asked = self.coordinates(True, read)
-        new, gate = asked @ begun.T - ASKED, self._shared[0].opened_raw()
-        if len(foils) and len(begun):
-            gate = gate + TRUST * (new.amax(-1, True) + ASKED - (asked @ foils.T).amax(-1, True))
-        gate = gate.clamp(0, 1)
+        new = self.coordinates(True, read) @ begun.T - ASKED
+        gate = self.opening(read, self._shared[0].opened_raw())
         heard = torch.cat([on > 0, (new > 0) & (gate > 0)], -1)
         scores = (SHARPNESS * torch.cat([on, new], -1)).masked_fill(~heard, float("-inf"))
         shares = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
         weight = torch.cat([torch.ones_like(on), gate.expand_as(new)], -1)
         return ((shares * weight) @ values).to(x.dtype)
+
+    def opening(self, read: Tensor, raw: Tensor) -> Tensor:
+        """Return g [..., 1] for x/rms(x) [..., d] and what the gate below made of this pass, not clamped, [..., 1]."""
+        _, begun, foils, _ = self._prepared()
+        raw = raw + (read @ self.lean)[..., None]
+        if len(foils) and len(begun):
+            asked = self.coordinates(True, read)
+            raw = raw + TRUST * ((asked @ begun.T).amax(-1, True) - (asked @ foils.T).amax(-1, True))
+        return raw.clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x + delta(x)``."""

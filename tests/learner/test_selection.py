@@ -1,0 +1,48 @@
+"""Selection: a message is kept for what surprises and tells something; of a long one only those sentences."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_learner
+import torch
+
+from everlearn.learner import selection
+from everlearn.learner.selection import SurpriseSelector
+from everlearn.models.hub import load_model
+
+CHATTER = "Thank you so much for your help with all of this yesterday, it was a pleasure as always and I mean it."
+TOLD = "My parrot is called Otto and he has been living with us in the small house by the sea since the spring."
+
+
+@pytest.fixture
+def judge(tmp_path, monkeypatch):
+    """A selector whose surprise and odds are given by words: "Otto" is told, "wow" is told but no surprise."""
+    base, tokenizer = load_model(str(tiny_learner.make_model(tmp_path)))
+    selector = SurpriseSelector(base, tokenizer, None, None)
+    told: list[str] = []
+
+    def surprise(heads, lines):
+        told[:] = lines
+        return [torch.tensor([-1.0, -9.0 if "Otto" in line else -0.1]) for line in lines]
+
+    monkeypatch.setattr(selector._after, "log_likelihood", surprise)
+    monkeypatch.setattr(selection, "read_at_end", lambda *arguments: None)
+    odds = lambda *arguments: torch.tensor([4.0 if "Otto" in line or "wow" in line else -8.0 for line in told])  # noqa: E731
+    monkeypatch.setattr(selection, "tells_something", odds)
+    return selector.judge
+
+
+def test_only_what_surprises_and_tells_is_kept(judge):
+    one, two, three = judge(["My parrot is Otto.", "wow, I live here", "Hello!"])
+    assert (one.keep, two.keep, three.keep) == (True, False, False)
+    assert one.surprise == pytest.approx(10.0)
+    assert one.worth is None, "all of it"
+    assert judge([]) == []
+
+
+def test_of_a_long_message_only_what_tells_something_is_worth_a_dream(judge):
+    long, chatter = judge([f"{CHATTER} {TOLD} {CHATTER}", f"{CHATTER} {CHATTER} {CHATTER}"])
+    assert long.keep
+    assert long.worth == TOLD
+    assert not chatter.keep
+    assert chatter.worth is None
