@@ -23,7 +23,19 @@ from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
 # what is cached beside the activations
-KEPT = ("teacher", "own", "statements", "chatter", "moments", "inside", "outside", "within", "centers", "scatters")
+KEPT = (
+    "teacher",
+    "own",
+    "statements",
+    "chatter",
+    "moments",
+    "inside",
+    "outside",
+    "within",
+    "topics",
+    "centers",
+    "scatters",
+)
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
@@ -54,6 +66,7 @@ class Anchor:
             begin, the practice questions too, one beside the other and each scaled to mean square 1, [p, 2 d].
         outside: the same for questions of the voice that may be trained on and for those that only look like it.
         within: the same anywhere else in the voice's conversations, a part of them.
+        topics: mean of what the highest memory reads at each practice question's wordings, scaled like it, [t, d].
         centers: mean of what the highest memory reads, scaled to mean square 1, inside the voice's replies and at the
             end of its questions, [2, d].
         scatters: its covariance, [2, d, d]; at the end of questions that of one practice question in several wordings,
@@ -71,6 +84,7 @@ class Anchor:
     inside: Tensor
     outside: Tensor
     within: Tensor
+    topics: Tensor
     centers: Tensor
     scatters: Tensor
     contrasts: int = 0
@@ -133,7 +147,9 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     questions = [question for group in voice.practice for question in group]
     groups = torch.tensor([index for index, group in enumerate(voice.practice) for _ in group])
     mine = read_pairs(split, tokenizer, [*questions, *voice.own])
-    scatter, count = within_scatter(mine[: len(questions)].chunk(2, -1)[1], groups)
+    practised = mine[: len(questions)].chunk(2, -1)[1]
+    scatter, count = within_scatter(practised, groups)
+    topics = [practised[groups == group].mean(0) for group in groups.unique()]
     scatter = scatter / max(count, 1) + VOICE_SHARE * torch.cov(asked.chunk(2, -1)[1].T)
     anchor = Anchor(
         replies,
@@ -146,6 +162,7 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
         inside=mine,
         outside=torch.cat([read_pairs(split, tokenizer, voice.elsewhere), asked[trained]]),
         within=both[trained][lived[trained]][::ELSEWHERE],
+        topics=torch.stack(topics) if topics else above[:0],
         centers=torch.stack([above.mean(0), asked.chunk(2, -1)[1].mean(0)]),
         scatters=torch.stack([torch.cov(above.T), scatter]),
     )

@@ -15,7 +15,10 @@ from everlearn.learner.store import MemoryStore
 ABOUT = 4.0  # nats by which a new passage must make an old question likelier for it to be about the same thing
 SHARE = 0.6  # and the share of what the old passage does
 ALIKE = 0.5  # share of the words that an old question must have in common with a new one to ask the same
+MOST, SOME = 0.5, 0.2  # share of the old questions that a new one asks too, and of the new ones that an old one does
 CANDIDATES = 6  # old questions that the model compares with one new passage
+
+Answer = tuple[int, tuple[str, ...]]  # an observation and the words of an answer that it gave
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ def superseded(
 ) -> dict[int, list[int]]:
     """Return, for each new observation, the ids of the old dreams that it contradicts: what is told later wins.
 
-    An old question that asks nearly in the words of a new one, rare words counting more, gives way when the new passage
-    makes it likelier too, nearly as much so as the old one did, and does not hold its answer. With it go all dreams of
-    its observation that give that answer.
+    Only an answer most of whose questions are asked again is looked at. An old question that asks nearly in the
+    words of a new one, rare words counting more, gives way when the new passage makes it likelier too, nearly as much
+    so as the old one did, and does not hold its answer. With it go all dreams of its observation that give that answer.
 
     Args:
         dreamer: judges what a question is about.
@@ -68,12 +71,14 @@ def superseded(
     spread = Counter(word for known in sources.values() for word in known)
     spread.update(word for questions in asked.values() for word in set().union(*questions))
     rarity = {word: math.log(1 + (len(sources) + len(asked)) / count) for word, count in spread.items()}
+    given_by = [(item.observation, tuple(words(item.dream.answer))) for item in live]
     pairs: list[tuple[int, str, Kept]] = []
     for number, (text, _) in new.items():
         alike = [max((_alike(q, question, rarity) for question in asked[number]), default=0.0) for q in before]
         told = set(words(text))
+        again = _asked_again(alike, given_by, asked[number], before, rarity)
         for index in sorted(range(len(live)), key=lambda index: -alike[index])[:CANDIDATES]:
-            if alike[index] >= ALIKE and not set(words(live[index].dream.answer)) <= told:
+            if given_by[index] in again and alike[index] >= ALIKE and not set(words(live[index].dream.answer)) <= told:
                 pairs.append((number, text, live[index]))
     questions = [item.dream.question for _, _, item in pairs]
     now = dreamer.about([text for _, text, _ in pairs], questions)
@@ -81,8 +86,8 @@ def superseded(
     given: dict[int, set[int]] = {number: set() for number in new}
     for (number, _, item), gain, was in zip(pairs, now, then, strict=True):
         if gain >= max(ABOUT, SHARE * was):
-            same = (item.observation, words(item.dream.answer))
-            given[number] |= {other.id for other in live if (other.observation, words(other.dream.answer)) == same}
+            same = item.observation, tuple(words(item.dream.answer))
+            given[number] |= {other.id for other, by in zip(live, given_by, strict=True) if by == same}
     return {number: sorted(ids) for number, ids in given.items()}
 
 
@@ -93,6 +98,25 @@ def _asked(dream: Dream) -> set[str]:
 def _alike(a: set[str], b: set[str], rarity: Mapping[str, float]) -> float:
     """Return the share of their words that two questions have in common, each counted by its rarity."""
     return sum(rarity[word] for word in a & b) / max(sum(rarity[word] for word in a | b), 1e-9)
+
+
+def _asked_again(
+    alike: Sequence[float],
+    given_by: Sequence[Answer],
+    new: Sequence[set[str]],
+    old: Sequence[set[str]],
+    rarity: Mapping[str, float],
+) -> set[Answer]:
+    """Return the answers most of whose ``old`` questions some of the ``new`` ones ask again."""
+    found: set[Answer] = set()
+    for answer in set(given_by):
+        rows = [index for index, other in enumerate(given_by) if other == answer]
+        if sum(alike[index] >= ALIKE for index in rows) < MOST * len(rows):
+            continue
+        back = [max(_alike(question, old[index], rarity) for index in rows) >= ALIKE for question in new]
+        if sum(back) >= SOME * len(back):
+            found.add(answer)
+    return found
 
 
 def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -> list[Dream]:

@@ -17,7 +17,7 @@ from everlearn.learner.consolidation import Check, Progress, Report, Schedule, h
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import Examples, encode_examples, run_trunk
 from everlearn.memories.gated import Gate
-from everlearn.memories.slots import SlotMemory
+from everlearn.memories.slots import ANYBODY, TOPIC, SlotMemory
 from everlearn.models.trunk import Activations, SplitModel
 
 MARGIN = 12.0  # logits by which a slot alone makes its token the likeliest
@@ -25,7 +25,6 @@ STEPS = 8  # of Newton's method towards it
 LONGEST = 20.0  # of a value, in lengths of the state that it is added to: some heads cannot give the margin at all
 SPOKEN_ROWS = 3  # dreams with one reply, from which its later words are learned
 RIDGES = 0.1, 0.4  # of a scatter's mean diagonal, added to it: inside replies, and where they begin
-ANYBODY = -1  # the owner of the foils that come with the base model
 BACK_OFF = 0.5  # in log odds, by which a failed check shuts the gate a little
 
 
@@ -173,6 +172,7 @@ class SlotConsolidator:
         if not (self.memory.foil_owners == ANYBODY).any():
             foils = self.anchor.outside.chunk(2, -1)[1]
             self.memory.add_foils(foils, torch.full((len(foils),), ANYBODY))
+            self.memory.add_foils(self.anchor.topics, torch.full((len(self.anchor.topics),), TOPIC))
         inside = torch.cat([read.asked(read.both), self._asked([dream for dream in replay if not dream.contrast])])
         outside = torch.cat([near, self._asked([dream for dream in replay if dream.contrast])])
         positions = torch.arange(read.examples.ids.shape[1])
