@@ -57,7 +57,7 @@ class SurpriseSelector:
         anchor: Anchor,
         *,
         surprise: float = 6.0,
-        telling: float = -3.0,
+        telling: float = 0.0,
     ) -> None:
         self.tokenizer, self.split, self.anchor = tokenizer, split, anchor
         self.surprise, self.telling = surprise, telling
