@@ -70,6 +70,13 @@ def test_each_criterion_drops(judge, monkeypatch, likelihoods):
     assert judge.scores(CAT, "Nils", [GOOD]) == [DROP]
 
 
+def test_a_question_that_another_passage_makes_as_likely_drops(judge, monkeypatch):
+    scripted(judge, monkeypatch)
+    kept = judge.scores(CAT, "Nils", [GOOD])[0]
+    monkeypatch.setattr(judge, "_elsewhere", lambda asked: [0.0 for _ in asked])
+    assert kept > judge.scores(CAT, "Nils", [GOOD])[0] == DROP
+
+
 def test_an_answer_must_fit_its_question(judge, monkeypatch):
     """Far less likely a priori than after the passage's best question for it: another kind of answer is wanted."""
     odd = "How old is my cat?"

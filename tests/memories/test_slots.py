@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
-from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, TOPIC, TRUST, SlotMemory, slot_memories
+from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, TRUST, SlotMemory, slot_memories
 from everlearn.models.memory_file import load_memory, memory_bytes
 from everlearn.models.stacking import continua, load_memory_state, memory_state, reset_level, restore, snapshot
 from everlearn.models.trunk import SplitModel
@@ -207,17 +207,3 @@ def test_a_foil_shuts_the_gate_of_what_it_is_nearer_to(memory):
     assert torch.equal(memory(near), near)
     memory.drop([8])
     assert not torch.equal(memory(near), near)
-
-
-def test_a_topic_of_which_nothing_was_told_shuts_the_gate_until_it_is(memory):
-    begin, _ = add(memory, 1, True)
-    topic = torch.randn(1, D)
-    topic = topic - (topic @ begin.T) / (begin @ begin.T) * begin  # nothing like what the slot is about
-    memory.add_foils(rms_normalise(topic), torch.tensor([TOPIC]))
-    near = 0.6 * F.normalize(begin, dim=-1) + 0.8 * F.normalize(topic, dim=-1)
-    assert torch.equal(memory(near), near), "nearer to the topic than to the slot"
-    assert not torch.equal(memory(begin), begin)
-    memory.add(rms_normalise(topic), begin, torch.tensor([True]), torch.tensor([2]))
-    torch.testing.assert_close(memory.delta(topic), memory.values[-1:].float(), rtol=1e-2, atol=1e-2)
-    memory.drop([2])
-    assert torch.equal(memory(near), near)

@@ -66,7 +66,6 @@ class Anchor:
             begin, the practice questions too, one beside the other and each scaled to mean square 1, [p, 2 d].
         outside: the same for questions of the voice that may be trained on and for those that only look like it.
         within: the same anywhere else in the voice's conversations, a part of them.
-        topics: mean of what the highest memory reads at each practice question's wordings, scaled like it, [t, d].
         centers: mean of what the highest memory reads, scaled to mean square 1, inside the voice's replies and at the
             end of its questions, [2, d].
         scatters: its covariance, [2, d, d]; at the end of questions that of one practice question in several wordings,
@@ -84,7 +83,6 @@ class Anchor:
     inside: Tensor
     outside: Tensor
     within: Tensor
-    topics: Tensor
     centers: Tensor
     scatters: Tensor
     contrasts: int = 0
@@ -147,9 +145,7 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     questions = [question for group in voice.practice for question in group]
     groups = torch.tensor([index for index, group in enumerate(voice.practice) for _ in group])
     mine = read_pairs(split, tokenizer, [*questions, *voice.own])
-    practised = mine[: len(questions)].chunk(2, -1)[1]
-    scatter, count = within_scatter(practised, groups)
-    topics = [practised[groups == group].mean(0) for group in groups.unique()]
+    scatter, count = within_scatter(mine[: len(questions)].chunk(2, -1)[1], groups)
     scatter = scatter / max(count, 1) + VOICE_SHARE * torch.cov(asked.chunk(2, -1)[1].T)
     anchor = Anchor(
         replies,
@@ -162,7 +158,6 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
         inside=mine,
         outside=torch.cat([read_pairs(split, tokenizer, voice.elsewhere), asked[trained]]),
         within=both[trained][lived[trained]][::ELSEWHERE],
-        topics=torch.stack(topics) if topics else above[:0],
         centers=torch.stack([above.mean(0), asked.chunk(2, -1)[1].mean(0)]),
         scatters=torch.stack([torch.cov(above.T), scatter]),
     )

@@ -17,6 +17,7 @@ from everlearn.learner import prompts
 from everlearn.learner.sampling import Prompt, encode
 
 NEUTRAL = "I had a long day."  # the passage that says nothing, against which support is measured
+FOILS = tuple(said for said, *_ in prompts.EXAMPLES[::3])  # passages about other things
 
 DROP = float("-inf")
 
@@ -29,7 +30,8 @@ class Criteria:
         support: by which the passage must raise the answer's likelihood.
         least: least log-likelihood of the answer after passage and question.
         known: the same, beside that after the best question.
-        aboutness: by which the passage must make the question likelier than one that says nothing does.
+        aboutness: by which the passage must make the question likelier than one that says nothing does, and than any
+            about something else.
         own: by which it must be likelier asked by the one who told it than asked back.
         fitness: by which the answer may be less likely a priori than after the passage's best question for it: a name
             is no answer to "How old is she?", whatever the passage says.
@@ -82,6 +84,7 @@ class Judge:
         self._open = Prompt(model, tokenizer, prompts.QUESTION)
         self._neutral = Prompt(model, tokenizer, prompts.QUESTION + NEUTRAL)
         self._blank = Prompt(model, tokenizer, prompts.ASKED + NEUTRAL)
+        self._foils = [Prompt(model, tokenizer, prompts.ASKED + said) for said in FOILS]
 
     def scores(self, text: str, answer: str, questions: Sequence[str]) -> list[float]:
         """Return a score for each question about ``text`` with that answer, DROP for those that do not pass.
@@ -99,7 +102,13 @@ class Judge:
             _marks(len(question), *rows)
             for question, rows in zip(asked, zip(seen, blank, back, strict=True), strict=True)
         ]
-        passing = [mark for mark in marks if self._passes(mark)]
+        hopeful = [index for index, mark in enumerate(marks) if self._passes(mark)]
+        elsewhere = self._elsewhere([asked[index] for index in hopeful])
+        passing = [
+            marks[index]
+            for index, other in zip(hopeful, elsewhere, strict=True)
+            if float(seen[index][: len(asked[index])].sum()) - other >= self.criteria.aboutness
+        ]
         known, prior = (max((getattr(mark, name) for mark in passing), default=0.0) for name in ("known", "prior"))
         return [
             self._score(mark, mark.known - known, mark.prior - prior) if mark in passing else DROP for mark in marks
@@ -109,6 +118,11 @@ class Judge:
         need, support = self.criteria, mark.known - mark.prior
         told = mark.about >= need.aboutness and support >= need.support
         return told and mark.own >= need.own and mark.known >= need.least
+
+    def _elsewhere(self, asked: Sequence[Tensor]) -> list[float]:
+        """Return how likely each question is after the passage about something else that makes it likeliest."""
+        rows = [[float(row.sum()) for row in self._likelihoods(foil, asked)] for foil in self._foils if asked]
+        return [max(found) for found in zip(*rows, strict=True)]
 
     def _score(self, mark: _Marks, known: float, fits: float) -> float:
         if known < self.criteria.known or fits < self.criteria.fitness:

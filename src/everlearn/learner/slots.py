@@ -17,7 +17,7 @@ from everlearn.learner.consolidation import Check, Progress, Report, Schedule, h
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import Examples, encode_examples, run_trunk
 from everlearn.memories.gated import Gate
-from everlearn.memories.slots import ANYBODY, TOPIC, SlotMemory
+from everlearn.memories.slots import ANYBODY, SlotMemory
 from everlearn.models.trunk import Activations, SplitModel
 
 MARGIN = 12.0  # logits by which a slot alone makes its token the likeliest
@@ -172,7 +172,6 @@ class SlotConsolidator:
         if not (self.memory.foil_owners == ANYBODY).any():
             foils = self.anchor.outside.chunk(2, -1)[1]
             self.memory.add_foils(foils, torch.full((len(foils),), ANYBODY))
-            self.memory.add_foils(self.anchor.topics, torch.full((len(self.anchor.topics),), TOPIC))
         inside = torch.cat([read.asked(read.both), self._asked([dream for dream in replay if not dream.contrast])])
         outside = torch.cat([near, self._asked([dream for dream in replay if dream.contrast])])
         positions = torch.arange(read.examples.ids.shape[1])

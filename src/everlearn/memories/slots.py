@@ -13,13 +13,12 @@ from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
 TRUST = 16.0  # of the gate in how much nearer a slot is than every foil
-TAKEN = 0.4  # likeness of a topic to a slot from which on it is what the slot is about
-ANYBODY, TOPIC = -1, -2  # owners of the foils that come with the base model, and of topics
+ANYBODY = -1  # the owner of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.65  # least likeness to a slot that goes on with a reply: what was said so far is the same to the word
 ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
 
-_Prepared = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+_Prepared = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class SlotMemory(nn.Module):
@@ -35,9 +34,7 @@ class SlotMemory(nn.Module):
 
     Slots that begin a reply answer only where the gate is open, times its value. Its own part of the gate is how much
     nearer the nearest of them is than every foil, the key of a question that is not to be answered from here:
-    ``g = clamp(w . y/rms(y) + b + u . x/rms(x) + TRUST (near - foil), 0, 1)``, y what the gate reads. A *topic* is
-    a foil of another kind, something of one's own life of which nothing may have been told: where one is nearer than
-    every slot the gate is shut, unless a slot is about that very topic.
+    ``g = clamp(w . y/rms(y) + b + u . x/rms(x) + TRUST (near - foil), 0, 1)``, y what the gate reads.
 
     All that it holds is buffers, whose number of rows grows with what is written; ``keys`` and ``values`` are float16.
 
@@ -147,7 +144,7 @@ class SlotMemory(nn.Module):
             return self._saying.to(x.dtype)
         if not len(self.keys):
             return torch.zeros_like(x)
-        spoken, begun, _, _, values = self._prepared()
+        spoken, begun, _, values = self._prepared()
         read = rms_normalise(x.to(values.dtype))
         on = self.coordinates(False, read) @ spoken.T - SPOKEN
         new = self.coordinates(True, read) @ begun.T - ASKED
@@ -160,16 +157,11 @@ class SlotMemory(nn.Module):
 
     def opening(self, read: Tensor, raw: Tensor) -> Tensor:
         """Return g [..., 1] for x/rms(x) [..., d] and what the gate below made of this pass, not clamped, [..., 1]."""
-        _, begun, foils, topics, _ = self._prepared()
+        _, begun, foils, _ = self._prepared()
         raw = raw + (read @ self.lean)[..., None]
-        if not len(begun):
-            return raw.clamp(0, 1)
-        asked = self.coordinates(True, read)
-        near = (asked @ begun.T).amax(-1, True)
-        if len(foils):
-            raw = raw + TRUST * (near - (asked @ foils.T).amax(-1, True))
-        if len(topics):
-            raw = raw.where(near > (asked @ topics.T).amax(-1, True), 0.0)
+        if len(foils) and len(begun):
+            asked = self.coordinates(True, read)
+            raw = raw + TRUST * ((asked @ begun.T).amax(-1, True) - (asked @ foils.T).amax(-1, True))
         return raw.clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,20 +169,17 @@ class SlotMemory(nn.Module):
         return x + self.delta(x)
 
     def _prepared(self) -> _Prepared:
-        """Return as coordinates the keys of slots that go on, that begin, foils, topics; and the values so ordered.
+        """Return as coordinates the keys of slots that go on, that begin, and foils; and the values so ordered.
 
         Computed once a state.
         """
-        own = [tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.foil_owners, self.whitener)]
+        own = [tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.whitener)]
         mark = tuple(number for tensor in own for number in (tensor.data_ptr(), tensor._version, len(tensor)))
         if self._ready is None or self._ready[0] != mark:
             keys, values, begins = self.keys.float(), self.values.float(), self.begins
             spoken, begun = self.coordinates(False, keys[~begins]), self.coordinates(True, keys[begins])
-            foils, topic = self.coordinates(True, self.foils.float()), self.foil_owners == TOPIC
-            topics = foils[topic]
-            if len(begun):
-                topics = topics[(topics @ begun.T).amax(-1) < TAKEN]
-            made = spoken, begun, foils[~topic], topics, torch.cat([values[~begins], values[begins]])
+            foils = self.coordinates(True, self.foils.float())
+            made = spoken, begun, foils, torch.cat([values[~begins], values[begins]])
             self._ready = mark, own, made  # ``own`` is held so that no other state can come to lie in its place
         return self._ready[2]
 
