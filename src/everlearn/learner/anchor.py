@@ -32,7 +32,6 @@ KEPT = (
     "inside",
     "outside",
     "within",
-    "topics",
     "centers",
     "scatters",
 )
