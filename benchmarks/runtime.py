@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from everlearn.learner.weights import SLOW, Layout, Weights
+from everlearn.learner.weights import Layout, Weights
+from everlearn.memories.slots import SlotMemory
 from everlearn.models.hub import DEFAULT_MODEL, load_model
-from everlearn.models.stacking import memory_parameters
 
 
 def decode(model: PreTrainedModel, ids: torch.Tensor, tokens: int) -> float:
@@ -37,14 +37,21 @@ def decode(model: PreTrainedModel, ids: torch.Tensor, tokens: int) -> float:
     return tokens / (time.perf_counter() - began)
 
 
+def fill(user: Weights, slots: int = 1000) -> None:
+    """Give a memory the slots of some fifty facts."""
+    memory = user.split.learning[-1].memories[-1]
+    assert isinstance(memory, SlotMemory)
+    keys, values = torch.randn(2, slots, memory.keys.shape[1])
+    memory.add(keys, 1e-3 * values, torch.arange(slots) % 10 == 0, torch.arange(slots) // 20)
+
+
 def measure(model: str, tokens: int, rounds: int) -> dict[str, Any]:
     """Return the medians over ``rounds`` pairs."""
     base, tokenizer = load_model(model)
     users = [Weights(base, tokenizer, (), Layout(), None, lambda stage, share: None) for _ in range(2)]
     for seed, user in enumerate(users):
         torch.manual_seed(seed)
-        for parameter in memory_parameters(user.model, SLOW).values():
-            torch.nn.init.normal_(parameter, std=1e-3)
+        fill(user)
         user.gate.set_(torch.zeros_like(user.gate.weight), torch.ones_like(user.gate.bias))
     ids = torch.randint(0, 1000, (1, 64), generator=torch.Generator().manual_seed(0))
     decode(base, ids, 4), decode(users[0].model, ids, 4)
