@@ -175,7 +175,12 @@ def test_a_memory_in_use(everlearn, tiny, home):
 def test_an_interrupt_is_exit_code_130(tiny_model, home):
     """Ctrl-C while a reply streams: what was said is kept."""
     command = [sys.executable, tiny_learner.__file__, "chat", "--model", str(tiny_model), "--max-tokens", "100000"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+
+    def heeded() -> None:  # a shell has what it runs in the background ignore the interrupt, and this test with it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, preexec_fn=heeded, **pipes) as child:
         child.stdin.write(b"hello\n")
         child.stdin.flush()
         child.stdout.read(1)
