@@ -55,6 +55,12 @@ def logits(one: Learner) -> torch.Tensor:
     return one.model(input_ids=ids(one.tokenizer)).logits
 
 
+def owners(one: Learner) -> set[int]:
+    """Return the observations that have slots."""
+    state = memory_state(one.model, "slow").items()
+    return set(next(tensor for key, tensor in state if key.endswith("slow.owners")).tolist())
+
+
 def states(one: Learner) -> list[str]:
     return [item.state for item in one.history()]
 
@@ -422,6 +428,30 @@ def test_what_is_told_later_drops_the_slots_of_what_it_contradicts(learner, monk
     one.observe("My parrot sings.")
     report = one.sleep()
     assert report.superseded == (2,)
-    owners = memory_state(one.model, "slow")
-    held = next(tensor for key, tensor in owners.items() if key.endswith("slow.owners")).tolist()
-    assert set(held) == {1, 2, 3}
+    assert owners(one) == {1, 2, 3}
+
+
+def test_forgetting_leaves_what_was_told_later_in_place_of_what_it_contradicts(learner, monkeypatch):
+    """The night to go back to still knew what a later one, that stays, has replaced."""
+    one = learner()
+    one.observe("The sea is blue.")
+    one.sleep()
+    old = [row.id for row in one.store.dreams()]
+    monkeypatch.setattr("everlearn.learner.learner.superseded", lambda *arguments: {2: old})
+    one.observe("The sea is green.")
+    one.observe(SAID)
+    one.sleep()
+    assert owners(one) == {2, 3}
+    one.forget(SAID)
+    assert owners(one) == {2}, "neither what is forgotten nor what was replaced"
+    one.forget("The sea is green.")
+    assert owners(one) == {1}, "what it replaced holds again"
+
+
+def test_faster_levels_do_not_spoil_the_check(learner):
+    """The anchor is read at the slow level's layers, whatever other levels there are."""
+    one = learner(levels=[Level("fast", 4)], schedule=Schedule(recall=0.0, agreement=0.9))
+    one.observe(SAID)
+    report = one.sleep()
+    assert report.learning is not None
+    assert report.learning.agreement > 0.9

@@ -19,7 +19,7 @@ from everlearn.learner.chat import Message, stream_reply
 from everlearn.learner.consolidation import Consolidator, Objective, Optimizer, Report, Schedule, adamw
 from everlearn.learner.dreams import Dream, Dreamer, SelfStudyDreamer
 from everlearn.learner.journal import diff_nights, find_observations
-from everlearn.learner.night import Kept, before_knowing, choose_replay, kept_dreams, superseded
+from everlearn.learner.night import Kept, before_knowing, choose_replay, kept_dreams, relearned, superseded
 from everlearn.learner.sampling import encode
 from everlearn.learner.selection import Judgement, Selector, SurpriseSelector
 from everlearn.learner.slots import SlotConsolidator
@@ -239,14 +239,15 @@ class Learner:
         if not self.store.needs_rebuild(ids):
             self.store.forget(ids)
             return ids
-        parent, relearn, known = before_knowing(self.store, ids)
+        parent, relearn, known, lost = before_knowing(self.store, ids)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.store.head + 1)
         with self._asleep():
             self._weights.load(self.store.load_state(parent))
             metrics: dict[str, Any] = {"rebuilt_from": parent}
             if relearn:
                 replay = choose_replay(known, self._replay_size(relearn.values()), generator)
-                metrics |= self._make_consolidator().learn(relearn, replay, generator, self._progress).metrics()
+                report = self._make_consolidator().learn(relearn, replay, generator, self._progress, lost)
+                metrics |= report.metrics()
             self.store.forget(ids, self._weights.dump(), metrics=metrics)
         self._wake()
         return ids
@@ -308,11 +309,7 @@ class Learner:
         dismissed: list[int],
     ) -> tuple[Report, int]:
         """Learn ``new`` beside what is ``left`` of the old; of those that ``lost`` some that is learned anew."""
-        again: dict[int, list[Dream]] = {}
-        for item in left:
-            if item.observation in lost:
-                again.setdefault(item.observation, []).append(item.dream)
-        known = [item for item in left if item.observation not in lost]
+        again, known = relearned(left, lost)
         replay = choose_replay(known, self._replay_size(new.values()), generator)
         with self._asleep():
             report = self._make_consolidator().learn({**again, **new}, replay, generator, self._progress, lost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +30,8 @@ class Kept:
     dream: Dream
 
 
-def kept_dreams(store: MemoryStore, without: Iterable[int] = ()) -> list[Kept]:
-    """Return the dreams on the way to the current night that still hold.
+def kept_dreams(store: MemoryStore, without: Iterable[int] = (), night: int | None = None) -> list[Kept]:
+    """Return the dreams on the way to the current night that still hold, or held after ``night`` on that way.
 
     A dream that gave way to a later observation holds again when that is forgotten, or named in ``without``.
     """
@@ -39,7 +39,7 @@ def kept_dreams(store: MemoryStore, without: Iterable[int] = ()) -> list[Kept]:
     history = {item.id: item.state for item in store.history()}
     nights = {night.n: night for night in store.nights()}
     dropped: set[int] = set()
-    number = store.head
+    number = store.head if night is None else night
     while number:
         for later, ids in nights[number].metrics.get("superseded", {}).items():
             if int(later) not in gone and history.get(int(later)) == "consolidated":
@@ -132,12 +132,22 @@ def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -
     return chosen
 
 
-def before_knowing(store: MemoryStore, ids: Sequence[int]) -> tuple[int, dict[int, list[Dream]], list[Kept]]:
+def relearned(dreams: Sequence[Kept], which: Collection[int]) -> tuple[dict[int, list[Dream]], list[Kept]]:
+    """Return the dreams of the observations ``which``, to be learned anew, and those of the others."""
+    again: dict[int, list[Dream]] = {}
+    for item in dreams:
+        if item.observation in which:
+            again.setdefault(item.observation, []).append(item.dream)
+    return again, [item for item in dreams if item.observation not in which]
+
+
+def before_knowing(store: MemoryStore, ids: Sequence[int]) -> tuple[int, dict[int, list[Dream]], list[Kept], set[int]]:
     """Return from where, and with what, the slow level is rebuilt as if the observations ``ids`` had never been told.
 
     Returns:
         the last night before any of them was learned whose snapshot is there (0: the untouched base), the dreams of the
-        other observations learned since, and the dreams of those it knew already, for replay.
+        other observations learned since and of those that have lost some dreams since, by observation, the dreams of
+        those it knew otherwise, for replay, and the observations that have lost some: their slots are to be dropped.
     """
     gone = set(ids)
     nights = {night.n: night for night in store.nights()}
@@ -148,8 +158,8 @@ def before_knowing(store: MemoryStore, ids: Sequence[int]) -> tuple[int, dict[in
         number = nights[number].parent
     known = {item.id for item in store.history(number) if item.state == "consolidated"}
     dreams = [item for item in kept_dreams(store, without=gone) if item.observation not in gone]
-    again: dict[int, list[Dream]] = {}
-    for item in dreams:
-        if item.observation not in known:
-            again.setdefault(item.observation, []).append(item.dream)
-    return number, again, [item for item in dreams if item.observation in known]
+    held = {item.id for item in dreams}
+    before = kept_dreams(store, without=gone, night=number)
+    lost = {item.observation for item in before if item.observation in known and item.id not in held}
+    again, rest = relearned(dreams, {item.observation for item in dreams} - known | lost)
+    return number, again, rest, lost

@@ -124,9 +124,9 @@ class Weights:
 
     @property
     def split(self) -> SplitModel:
-        """The stack, cut below its lowest memory."""
+        """The stack, cut below the slow level's lowest memory; the faster levels must be at their start."""
         if self._split is None:
-            self._split = SplitModel(self.model)
+            self._split = SplitModel(self.model, SLOW)
         return self._split
 
     @property
@@ -135,7 +135,7 @@ class Weights:
         if self._anchor is None:
             voice = self._voice or load_voice(self.base, self.tokenizer, progress=self._progress)
             self._progress("reading the base model's own voice", 0.0)
-            fresh = SplitModel(self._stack(()))
+            fresh = SplitModel(self._stack(()), SLOW)
             self._anchor = load_anchor(
                 fresh, self.tokenizer, voice, f"{self.fingerprint}-{self.layers[0]}-{fresh.layer}-{_digest(voice)}"
             )

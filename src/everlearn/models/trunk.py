@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from everlearn.memories.continuum import Continuum
 from everlearn.memories.gated import GatedMemory
 from everlearn.models.stacking import continua, stack_of
 
@@ -69,15 +70,17 @@ class SplitModel:
 
     Args:
         model: made by ``stack_levels``.
+        level: cut below the memories of this level alone. Those of other levels that lie below the cut speak in the
+            trunk and not in the upper half, so they must be at their start.
 
     Attributes:
         learning: the upper half's own continua that have something to learn, on the same tensors, lowest layer first.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, level: str | None = None) -> None:
         stacked = continua(model)
         lowest, path = next(iter(stack_of(model).paths.items()))
-        learning = [layer for layer, own in stacked.items() if not all(map(_only_gate, own.memories))]
+        learning = [layer for layer, own in stacked.items() if _learns(own, level)]
         blocks_path = path[: path.index(f".{lowest}.")]
         self.model = model
         self.layer = learning[0] if learning else lowest
@@ -201,8 +204,11 @@ class SplitModel:
         return args, {**kwargs, "hidden_states": self._given.hidden}
 
 
-def _only_gate(memory: nn.Module) -> bool:
-    return isinstance(memory, GatedMemory) and not memory.b.numel()
+def _learns(own: Continuum, level: str | None) -> bool:
+    """Whether a memory of ``level``, or of any, does more here than open a gate."""
+    named = zip(own.names, own.memories, strict=True)
+    memories = [memory for name, memory in named if level in (None, name)]
+    return any(not isinstance(memory, GatedMemory) or memory.b.numel() for memory in memories)
 
 
 class _Reached(Exception):
