@@ -59,13 +59,26 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def bare_voice(**more):
+    """Return a voice of few words, without practice unless ``more`` has some."""
+    from everlearn.learner.voice import Voice
+
+    own = {
+        "general": tuple((f"Who sings {word}?", "The parrot sings.") for word in "abcdefgh"),
+        "others": tuple((f"Where does {word} live?", "By the sea.") for word in "ABCDEFGH"),
+        "own": ("What is my name?", "Where do I live?"),
+        "statements": ("I live by the sea.", "My name is Otto."),
+        "chatter": ("Hello!", "How are you?"),
+    }
+    return Voice(**own, **more)
+
+
 def simple_from_pretrained():
     """Return ``Learner.from_pretrained`` with parts that need no understanding; "no news" is its small talk."""
     from everlearn.learner.consolidation import Schedule
     from everlearn.learner.dreams import Dream
     from everlearn.learner.learner import Learner
     from everlearn.learner.selection import Judgement
-    from everlearn.learner.voice import Voice
 
     class Parrot:
         def dream(self, passages, generator, progress):
@@ -84,14 +97,7 @@ def simple_from_pretrained():
         def judge(self, messages):
             return [Judgement("no news" not in message, 1.0, 1.0) for message in messages]
 
-    voice = Voice(
-        general=tuple((f"Who sings {i}?", "The parrot sings.") for i in range(8)),
-        others=(("Where does she live?", "By the sea."),),
-        own=("What is my name?", "Where do I live?"),
-        statements=("I live by the sea.", "My name is Otto."),
-        chatter=("Hello!", "How are you?"),
-    )
-    parts = {"dreamer": Parrot(), "selector": Select, "voice": voice}
+    parts = {"dreamer": Parrot(), "selector": Select, "voice": bare_voice()}
     return functools.partial(
         Learner.from_pretrained, schedule=Schedule(passes=1, steps=1, recall=0.0, agreement=0.0), **parts
     )

@@ -12,20 +12,13 @@ from everlearn.learner.anchor import fit_gate, load_anchor, read_at_end, shared_
 from everlearn.learner.consolidation import Consolidator, Schedule, SelfStudyObjective
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import IGNORE, encode_examples, run_trunk
-from everlearn.learner.voice import Voice
 from everlearn.memories.gated import gated_memories
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import continua, memory_parameters
 from everlearn.models.trunk import SplitModel
 from everlearn.optim import for_memory
 
-VOICE = Voice(
-    general=tuple((f"Who sings {word}?", "The parrot sings.") for word in "abcdefgh"),
-    others=tuple((f"Where does {word} live?", "By the sea.") for word in "ABCDEFGH"),
-    own=("What is my name?", "Where do I live?"),
-    statements=("I live by the sea.", "My name is Otto."),
-    chatter=("Hello!", "How are you?"),
-)
+VOICE = tiny_learner.bare_voice()
 DREAMS = {
     number: [Dream(f"My {thing}{end}", f"Your {thing} is {name}.", name) for end in ("?", " is?", " called?", " now?")]
     for number, (thing, name) in enumerate((("cat", "Nils"), ("town", "Turku")))

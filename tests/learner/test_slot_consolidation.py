@@ -15,7 +15,6 @@ from everlearn.learner.consolidation import Schedule
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import IGNORE, encode_examples
 from everlearn.learner.slots import SlotConsolidator
-from everlearn.learner.voice import Voice
 from everlearn.memories.gated import gated_memories
 from everlearn.memories.slots import SlotMemory, slot_memories
 from everlearn.models.hub import load_model
@@ -23,12 +22,7 @@ from everlearn.models.stacking import continua, snapshot
 from everlearn.models.trunk import SplitModel
 
 MARGIN = 0.3  # the tiny head's logits are small
-VOICE = Voice(
-    general=tuple((f"Who sings {word}?", "The parrot sings.") for word in "abcdefgh"),
-    others=tuple((f"Where does {word} live?", "By the sea.") for word in "ABCDEFGH"),
-    own=("What is my name?", "Where do I live?"),
-    statements=("I live by the sea.", "My name is Otto."),
-    chatter=("Hello!", "How are you?"),
+VOICE = tiny_learner.bare_voice(
     practice=(("Where is my house?", "Where do I live?", "What is my house?"), ("Who is my parrot?", "My parrot is?")),
     elsewhere=("Where is the sea?", "Who is the parrot of Otto?"),
 )
@@ -101,7 +95,7 @@ def test_a_value_makes_its_token_the_likeliest_by_the_margin(parts, monkeypatch)
     monkeypatch.setattr("everlearn.learner.slots.MARGIN", MARGIN)
     _, _, split, *_ = parts
     work = consolidator(parts)
-    owners, dreams = [0, 1], [DREAMS[0][0], DREAMS[1][0]]
+    dreams = [DREAMS[0][0], DREAMS[1][0]]
     read = work._read([(dream.question, dream.reply) for dream in dreams])
     places = [(0, int(read.examples.asked[0])), (1, int(read.examples.asked[1]) + 1)]
     tokens = torch.tensor([int(read.examples.targets[place]) for place in places])
@@ -115,7 +109,6 @@ def test_a_value_makes_its_token_the_likeliest_by_the_margin(parts, monkeypatch)
     ahead = logits.gather(1, tokens[:, None])[:, 0]
     rival = logits.scatter(1, tokens[:, None], float("-inf")).max(1).values
     assert (ahead - rival > 0.8 * MARGIN).all(), ahead - rival
-    assert len(owners) == len(values)
 
 
 def test_a_later_night_leaves_an_earlier_one_as_it_is(parts):
@@ -189,7 +182,7 @@ def test_nothing_to_learn_is_an_error(parts):
         learn(consolidator(parts), {0: [replace(DREAMS[0][0], answer="")]})
 
 
-def test_it_writes_only_slots(parts, tmp_path):
+def test_a_memory_that_is_trained_is_refused(parts, tmp_path):
     _, tokenizer, *_ = parts
     base, _ = load_model(str(tiny_learner.make_model(tmp_path / "again")))
     model = stack_levels(base, [Level("slow")], wiring="independent", layers=[1, 3], memory=gated_memories(4))

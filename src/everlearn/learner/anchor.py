@@ -23,18 +23,7 @@ from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
 # what is cached beside the activations
-KEPT = (
-    "teacher",
-    "own",
-    "statements",
-    "chatter",
-    "moments",
-    "inside",
-    "outside",
-    "within",
-    "centers",
-    "scatters",
-)
+KEPT = ["teacher", "own", "statements", "chatter", "moments", "inside", "outside", "within", "centers", "scatters"]
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely

@@ -1,7 +1,8 @@
 """Judging dreams by likelihood: is the question about the passage, does the passage answer it, does the answer fit?
 
 Nothing here knows a language or a kind of fact: the base model reads the same few-shot list with the passage at its
-end, with a passage that says nothing, and with its questions turned on the one who is asked.
+end, with a passage that says nothing, with passages about other things, and with its questions turned on the one who is
+asked.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Criteria:
 class _Marks:
     """Of a question, in nats: its answer with and without the passage, and the question itself."""
 
+    asked: float
     known: float
     prior: float
     about: float
@@ -60,6 +62,7 @@ def _marks(asked: int, seen: Tensor, blank: Tensor, back: Tensor) -> _Marks:
     """Read the log-likelihoods of a question's ``asked`` tokens and of its answer's after them."""
     question = seen[:asked].sum()
     return _Marks(
+        asked=float(question),
         known=float(seen[asked:].sum()),
         prior=float(blank[asked:].sum()),
         about=float(question - blank[:asked].sum()),
@@ -102,17 +105,17 @@ class Judge:
             _marks(len(question), *rows)
             for question, rows in zip(asked, zip(seen, blank, back, strict=True), strict=True)
         ]
-        hopeful = [index for index, mark in enumerate(marks) if self._passes(mark)]
-        elsewhere = self._elsewhere([asked[index] for index in hopeful])
-        passing = [
-            marks[index]
-            for index, other in zip(hopeful, elsewhere, strict=True)
-            if float(seen[index][: len(asked[index])].sum()) - other >= self.criteria.aboutness
-        ]
-        known, prior = (max((getattr(mark, name) for mark in passing), default=0.0) for name in ("known", "prior"))
-        return [
-            self._score(mark, mark.known - known, mark.prior - prior) if mark in passing else DROP for mark in marks
-        ]
+        passing = {index: mark for index, mark in enumerate(marks) if self._passes(mark)}
+        elsewhere = self._elsewhere([asked[index] for index in passing])
+        for index, other in zip(list(passing), elsewhere, strict=True):
+            if marks[index].asked - other < self.criteria.aboutness:
+                del passing[index]
+        known = max((mark.known for mark in passing.values()), default=0.0)
+        prior = max((mark.prior for mark in passing.values()), default=0.0)
+        scores = [DROP] * len(marks)
+        for index, mark in passing.items():
+            scores[index] = self._score(mark, mark.known - known, mark.prior - prior)
+        return scores
 
     def _passes(self, mark: _Marks) -> bool:
         need, support = self.criteria, mark.known - mark.prior

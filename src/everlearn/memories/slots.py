@@ -22,7 +22,7 @@ _Prepared = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class SlotMemory(nn.Module):
-    """``M(x) = x + sum_c a_c v_c``, a = softmax over the slots that are near enough, and over saying nothing.
+    """``M(x) = x + sum_c a_c v_c``: a is a softmax over the slots that are near enough, and over saying nothing.
 
     A slot is a key, the mean of what the memory reads where the same thing is to be said, and a value, what is to be
     added there. Likeness is the cosine in whitened coordinates, ``cos(P(x/rms(x) - c), P(k - c))``. Slots that begin a
@@ -42,6 +42,15 @@ class SlotMemory(nn.Module):
         hidden_size: size d of what is read and written.
         gate: shared by all memories of a stack.
         opens: whether this is the lowest memory, which opens the gate and keeps it in its state.
+
+    Attributes:
+        keys, values: of the slots, [m, d].
+        begins: whether a slot begins a reply, [m].
+        owners: to which observation it belongs, [m].
+        foils, foil_owners: keys of foils [f, d], and to which observation they belong, or ``ANYBODY``, [f].
+        lean: u above, [d].
+        center, whitener: c [2, d] and P [2, d, d], of the slots that go on and of those that begin a reply.
+        scatter, counted: summed scatter [d, d] of the questions of all nights, and how many they were.
     """
 
     def __init__(self, hidden_size: int, gate: Gate, *, opens: bool) -> None:
@@ -52,6 +61,9 @@ class SlotMemory(nn.Module):
         self.values: Tensor
         self.begins: Tensor
         self.owners: Tensor
+        self.foils: Tensor
+        self.foil_owners: Tensor
+        self.lean: Tensor
         self.center: Tensor
         self.whitener: Tensor
         self.scatter: Tensor
@@ -60,12 +72,9 @@ class SlotMemory(nn.Module):
         self.register_buffer("values", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("begins", torch.zeros(0, dtype=torch.bool))
         self.register_buffer("owners", torch.zeros(0, dtype=torch.long))
-        self.foils: Tensor
-        self.foil_owners: Tensor
-        self.lean: Tensor
-        self.register_buffer("lean", torch.zeros(hidden_size))
         self.register_buffer("foils", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("foil_owners", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("lean", torch.zeros(hidden_size))
         self.register_buffer("center", torch.zeros(2, hidden_size))
         self.register_buffer("whitener", torch.eye(hidden_size).repeat(2, 1, 1))
         self.register_buffer("scatter", torch.zeros(hidden_size, hidden_size))
