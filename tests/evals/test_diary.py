@@ -188,6 +188,20 @@ def test_finished_results_are_extended_by_seeds_and_methods(data, model, tmp_pat
     assert json.loads(out.read_text())["complete"] is True
 
 
+def test_processes_with_seeds_of_their_own_fill_one_file(data, model, tmp_path):
+    out = tmp_path / "out.json"
+    Logged.kill_after = ("forget", "My PIN is 7391.")  # on the second day
+    with pytest.raises(Killed):
+        go(data, model, out, days=2, seeds=2)
+    Logged.kill_after = None
+    results = go(data, model, out, days=2, first_seed=2)
+    assert [(row["seed"], row["day"]) for row in results["rows"]] == [(0, 1), (2, 1), (2, 2)]
+    assert [path.parent.name for path in (tmp_path / "out.work").glob("*/day-*")] == ["logged-0"]
+    results = go(data, model, out, days=2, seeds=2)
+    assert sorted((row["seed"], row["day"]) for row in results["rows"]) == [(s, d) for s in range(3) for d in (1, 2)]
+    assert [line["seeds"] for line in results["summary"]] == [2, 2]
+
+
 def test_only_the_chosen_nights_are_measured(data, model, tmp_path):
     rows = go(data, model, tmp_path / "out.json", eval_days="last")["rows"]
     assert [row["measured"] for row in rows] == [False, False, True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -13,9 +13,19 @@ from tiny_diary import HOME, QUESTIONS, write_data, write_model
 from everlearn.errors import InvalidArgument
 from everlearn.evals import diary_methods
 from everlearn.evals.diary_data import load_diary
-from everlearn.evals.diary_methods import Context, Everlearn, Method, Retrieval, Setting, registry
+from everlearn.evals.diary_methods import (
+    Context,
+    Everlearn,
+    KeptDreams,
+    Method,
+    Retrieval,
+    Setting,
+    opened,
+    registry,
+)
 from everlearn.evals.diary_tuned import FullTuning, LoraTuning, Strands
 from everlearn.learner.chat import chat_prompt
+from everlearn.learner.dreams import Dream
 from everlearn.models.hub import load_model
 
 PAIRS = [{"question": q, "reply": "Zora"} for q in QUESTIONS["a"]]
@@ -134,6 +144,48 @@ def test_everlearn_hears_keeps_and_forgets(setting, tmp_path):
     again = Everlearn(other)
     assert [o.text for o in again.learner.history()] == ["My name is Zora.", "I live in Bergen."]
     again.close()
+
+
+class Counting:
+    """Dreams one dream and one near miss of each passage, and counts."""
+
+    def __init__(self):
+        self.dreamt = []
+
+    def dream(self, passages, generator, progress):
+        self.dreamt += passages
+        return [[Dream("Who?", f"{p} It is you.", p), Dream("Who else?", "Nobody.", "")] for p in passages]
+
+    def about(self, passages, questions):
+        return [1.0 for _ in passages]
+
+
+def test_dreams_are_dreamt_once_and_what_that_took_is_counted_again(tmp_path, monkeypatch):
+    inner, path = Counting(), tmp_path / "dreams" / "0.jsonl"
+    now = iter((0.0, 8.0, 8.0, 9.0))
+    monkeypatch.setattr(diary_methods.time, "perf_counter", lambda: next(now))
+    none = (torch.Generator(), lambda what, share: None)
+    first = KeptDreams(inner, path)
+    made = first.dream(["a", "b"], *none)
+    assert [[dream.contrast for dream in dreams] for dreams in made] == [[False, True]] * 2
+    assert first.spared == 0.0
+    again = KeptDreams(inner, path, contrasts=False)
+    assert again.dream(["b", "c"], *none) == [made[1][:1], [Dream("Who?", "c It is you.", "c")]]
+    assert again.spared == 4.0
+    assert inner.dreamt == ["a", "b", "c"]
+    assert again.about(["a"], ["Who?"]) == [1.0]
+    assert KeptDreams(inner, path).dream(["a", "c"], *none)[0] == made[0]
+    assert inner.dreamt == ["a", "b", "c"]
+
+
+def test_variants_of_the_runtime_learn_its_dreams(setting):
+    for name, own in (("everlearn", True), ("everlearn-nocontrasts", True), ("everlearn-nofilter", False)):
+        with opened(registry()[name], replace(setting, folder=setting.folder / name), None) as method:
+            assert isinstance(method._dreamer, KeptDreams) == own
+            assert method.spared() == 0.0
+            if name == "everlearn-nofilter":
+                criteria = method._dreamer._judge.criteria
+                assert all(getattr(criteria, f.name) == float("-inf") for f in fields(criteria))
 
 
 def test_the_registry_has_the_runtime_its_ablations_and_the_baselines():

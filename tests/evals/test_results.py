@@ -29,13 +29,24 @@ def test_rows_are_on_disk_at_once_and_the_file_is_incomplete_until_the_end(tmp_p
     again = opened(path)
     assert again.find("a", 0) == {"model": "a", "seed": 0, "value": 0.5}
     assert again.find("a", 1) is None
-    again.finish([{"model": "a"}])
+    assert again.finish(lambda rows: [{"model": row["model"]} for row in rows]) == [{"model": "a"}]
     assert read_results(path, "s")["complete"] is True
     again.add({"model": "a", "seed": 1})
     kept = read_results(path, "s")
     assert kept["complete"] is False
     assert "summary" not in kept
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_several_processes_add_to_one_file(tmp_path):
+    path = tmp_path / "out.json"
+    one, other = opened(path), opened(path)
+    one.add({"model": "a", "seed": 0})
+    other.add({"model": "a", "seed": 1})
+    one.add({"model": "a", "seed": 2})
+    assert one.find("a", 1) is not None
+    assert other.finish(len) == 3
+    assert [row["seed"] for row in read_results(path, "s")["rows"]] == [0, 1, 2]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

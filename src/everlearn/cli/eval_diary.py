@@ -17,6 +17,9 @@ def eval_diary(
     days: Annotated[int, typer.Option("--days", help="Days to live through.")],
     out: Annotated[Path, typer.Option("--json", help="The results file; a table and plots appear beside it.")],
     seeds: Annotated[int, typer.Option("--seeds", help="Each another order and another sampling.")] = 3,
+    first_seed: Annotated[
+        int, typer.Option("--first-seed", help="Several processes may fill one file, each with its own seeds.")
+    ] = 0,
     methods: Annotated[str | None, typer.Option("--methods", help="Names with commas; default: everlearn.")] = None,
     baselines: Annotated[
         str | None, typer.Option("--baselines", help="Names with commas, such as frozen,context,retrieval,lora,full.")
@@ -28,6 +31,7 @@ def eval_diary(
 ) -> None:
     """Tell facts day by day, sleep, and ask from an empty context. Finished days in the results file are kept."""
     given: dict[str, Any] = {"methods": _names(methods), "baselines": _names(baselines), "model": model}
+    given["first_seed"] = first_seed
     given["eval_days"] = _days(eval_days) if eval_days else None
     with Reporter() as progress:
         progress("living through the diary", 0.0)

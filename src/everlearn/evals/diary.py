@@ -40,6 +40,7 @@ def run(
     seeds: int,
     out: Path,
     *,
+    first_seed: int = 0,
     methods: Sequence[str] = ("everlearn",),
     baselines: Sequence[str] = (),
     model: str = DEFAULT_MODEL,
@@ -55,7 +56,8 @@ def run(
             what perplexity is measured on, which is left out where it is missing.
         split: name of the files, ``{split}.jsonl`` and so on.
         days: days to live through, from the first.
-        seeds: seeds 0, 1, ... each another order of what is told and another sampling.
+        seeds: how many seeds, each another order of what is told and another sampling.
+        first_seed: the first of them. Several processes may fill one results file, each with seeds of its own.
         out: the JSON file of the results; ``{stem}.work`` beside it keeps what is needed to go on, and all replies.
         methods, baselines: names of :func:`~everlearn.evals.diary_methods.registry`; methods come first.
         model: a name for :func:`~everlearn.models.hub.load_model`.
@@ -72,7 +74,12 @@ def run(
     factories = _choose(list(dict.fromkeys([*methods, *baselines])))
     names = list(factories)
     measured = _measured_days(days, diary.days, eval_days)
-    for name, value, least in (("seeds", seeds, 1), ("smalltalk", smalltalk, 0), ("text_tokens", text_tokens, 0)):
+    for name, value, least in (
+        ("seeds", seeds, 1),
+        ("first_seed", first_seed, 0),
+        ("smalltalk", smalltalk, 0),
+        ("text_tokens", text_tokens, 0),
+    ):
         if value < least:
             raise InvalidArgument(f"{name}: got {value}, expected {least} or more")
     text = read_text(data) if text_tokens else None
@@ -92,28 +99,25 @@ def run(
     results = Results(out, suite=SUITE, version=VERSION, protocol=protocol, keys=KEYS)
     work = out.with_name(f"{out.stem}.work")
     exam = Exam(diary, Reference(base, tokenizer, work / f"base-{identity[:12]}.json"), text, text_tokens)
-    plan = Plan(days, measured, smalltalk, results, exam, work, Clock(results, names, seeds, days, progress))
+    chosen = range(first_seed, first_seed + seeds)
+    plan = Plan(days, measured, smalltalk, results, exam, work, Clock(results, names, chosen, days, progress))
     settings = {
         (name, seed): Setting(
             base, tokenizer, model, work / f"{name}-{seed}" / "now", work / "dreams", None, diary, seed
         )
         for name in names
-        for seed in range(seeds)
+        for seed in chosen
     }
     _try_all(plan, factories, settings)
     for (name, _), setting in settings.items():
         plan.live(name, factories[name], setting)
-    results.finish(summary(results.rows, names, range(seeds)))
-    for folder in work.glob("*-*/day-*"):
-        shutil.rmtree(folder)
+    figures = results.finish(lambda rows: summary(rows, names, range(chosen.stop)))
+    for name, seed in settings:
+        for folder in work.glob(f"{name}-{seed}/day-*"):
+            shutil.rmtree(folder)
     report(out)
     plan.clock.tell("done")
-    return {
-        "complete": True,
-        "protocol": protocol,
-        "rows": results.rows,
-        "summary": summary(results.rows, names, range(seeds)),
-    }
+    return {"complete": True, "protocol": protocol, "rows": results.rows, "summary": figures}
 
 
 @dataclass
@@ -122,7 +126,7 @@ class Clock:
 
     results: Results
     names: Sequence[str]
-    seeds: int
+    seeds: Sequence[int]
     days: int
     progress: Progress | None
 
@@ -130,7 +134,7 @@ class Clock:
         """Report ``what`` comes next."""
         if self.progress is None:
             return
-        wanted = [(name, seed, day) for name in self.names for seed in range(self.seeds) for day in self._days()]
+        wanted = [(name, seed, day) for name in self.names for seed in self.seeds for day in self._days()]
         known = {tuple(row[key] for key in KEYS): row["seconds"] for row in self.results.rows}
         left = [key for key in wanted if key not in known]
         means = {}
@@ -228,11 +232,12 @@ class Plan:
             method.sleep()
         except SleepRejected:
             rejected += 1
-        slept = time.perf_counter() - forgot
+        slept = time.perf_counter() - forgot + method.spared()
         return {
             "facts": len(diary.on(day)),
             "sleep_seconds": slept,
             "sleep_seconds_per_fact": slept / max(len(diary.on(day)), 1),
+            "sleep_seconds_spared": method.spared(),
             "forget_seconds": forgot - began if diary.to_forget(day) else None,
             "rejected": rejected,
             "bytes_per_user": method.bytes(),
@@ -292,7 +297,7 @@ def _try_all(plan: Plan, factories: dict[str, Factory], settings: dict[tuple[str
         if first > plan.days:
             continue
         plan.checkpoint(name, seed, first - 1)
-        if seed == 0:
+        if seed == plan.clock.seeds[0]:
             shutil.rmtree(setting.folder, ignore_errors=True)
             setting.folder.mkdir(parents=True)
             with opened(factories[name], setting, None):

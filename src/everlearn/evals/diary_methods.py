@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from everlearn.errors import InvalidArgument
 from everlearn.evals.diary_data import Diary, Fact
 from everlearn.evals.diary_measures import replies
-from everlearn.evals.results import write_json
+from everlearn.evals.results import write_json, write_text
 from everlearn.learner import Learner, Schedule, SelfStudyDreamer, SelfStudyObjective
 from everlearn.learner.chat import chat_prompt
 from everlearn.learner.dreams import Dream, Dreamer
@@ -42,7 +43,8 @@ class Setting:
         base, tokenizer: the base model; never to be written.
         name: of the base model, for what must load its own.
         folder: an empty folder of this method's own, for what it keeps while it runs.
-        dreams: folder of the dreams that ``everlearn`` made, ``{seed}-{day}.json``, for what learns the same ones.
+        dreams: folder of the dreams that ``everlearn`` made, for what learns the same ones: ``{seed}.jsonl`` by
+            passage (:class:`KeptDreams`), and ``{seed}-{day}.json``, questions and replies of the night.
         checkpoint: folder that :meth:`Method.save` filled on an earlier day, to go on from; None on the first day.
         diary: for oracles.
         seed: of all that is random.
@@ -97,6 +99,10 @@ class Method:
         """Return what the last sleep learned, as ``question`` and ``reply``, for methods that learn the same."""
         return []
 
+    def spared(self) -> float:
+        """Return the seconds by which the last sleep would have been longer without what an earlier run had kept."""
+        return 0.0
+
     def save(self, folder: Path) -> None:
         """Write into ``folder`` what :attr:`Setting.checkpoint` needs to go on."""
 
@@ -105,10 +111,16 @@ class Method:
 
 
 class Everlearn(Method):
-    """The runtime: :class:`everlearn.learner.Learner` with ``parts`` as its arguments."""
+    """The runtime: :class:`everlearn.learner.Learner` with ``parts`` as its arguments.
+
+    Those without a ``dreamer`` of their own learn the same dreams, which are made once, with every seed.
+    """
 
     def __init__(self, setting: Setting, **parts: Any) -> None:
         super().__init__(setting)
+        if "dreamer" not in parts:
+            parts["dreamer"] = KeptDreams.of(setting)
+        self._dreamer = parts["dreamer"]
         memory = setting.folder / "memory"
         if setting.checkpoint is not None:
             Learner.import_(setting.checkpoint / "memory.everlearn", memory=memory)
@@ -147,6 +159,10 @@ class Everlearn(Method):
             for row in self.learner.store.dreams()
             if row.night == self._night
         ]
+
+    def spared(self) -> float:
+        """Return the seconds that those dreams of the last night took that were kept by an earlier run."""
+        return self._dreamer.spared if isinstance(self._dreamer, KeptDreams) else 0.0
 
     def save(self, folder: Path) -> None:
         """Export the memory."""
@@ -267,19 +283,52 @@ def opened(factory: Factory, setting: Setting, checkpoint: Path | None) -> Itera
         method.close()
 
 
-class WithoutContrasts:
-    """A dreamer whose near misses are left out."""
+class KeptDreams:
+    """A dreamer that writes down what it dreams of each passage, and reads what is written.
 
-    def __init__(self, inner: Dreamer) -> None:
-        self.about = inner.about
-        self._inner = inner
+    Args:
+        inner: who dreams.
+        path: a file of lines of JSON: ``passage``, ``dreams``, and the ``seconds`` they took.
+        contrasts: whether near misses are passed on; False shows what they give.
+
+    Attributes:
+        spared: seconds that what was read had taken, in the last call of :meth:`dream`.
+    """
+
+    def __init__(self, inner: Dreamer, path: Path, *, contrasts: bool = True) -> None:
+        self.about, self.spared = inner.about, 0.0
+        self._inner, self._path, self._contrasts = inner, path, contrasts
+
+    @classmethod
+    def of(cls, setting: Setting, *, contrasts: bool = True) -> KeptDreams:
+        """Return the self-study dreamer with what it dreamt with this seed."""
+        inner = SelfStudyDreamer(setting.base, setting.tokenizer)
+        return cls(inner, setting.dreams / f"{setting.seed}.jsonl", contrasts=contrasts)
 
     def dream(
         self, passages: Sequence[str], generator: torch.Generator, progress: Callable[[str, float], None]
     ) -> list[list[Dream]]:
-        """Return the inner dreamer's dreams without contrasts."""
-        found = self._inner.dream(passages, generator, progress)
-        return [[dream for dream in dreams if not dream.contrast] for dreams in found]
+        """Return the dreams of each passage, best first."""
+        known = self._read()
+        self.spared = sum(known[passage]["seconds"] for passage in passages if passage in known)
+        new = [passage for passage in dict.fromkeys(passages) if passage not in known]
+        if new:
+            began = time.perf_counter()
+            found = self._inner.dream(new, generator, progress)
+            seconds = (time.perf_counter() - began) / len(new)
+            for passage, dreams in zip(new, found, strict=True):
+                payloads = [dream.payload() for dream in dreams]
+                known[passage] = {"passage": passage, "seconds": seconds, "dreams": payloads}
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in known.values()]
+            write_text(self._path, "".join(lines))
+        dreams = [[Dream(**payload) for payload in known[passage]["dreams"]] for passage in passages]
+        return [[dream for dream in found if self._contrasts or not dream.contrast] for found in dreams]
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        if not self._path.exists():
+            return {}
+        rows = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        return {row["passage"]: row for row in rows}
 
 
 def _changed(setting: Setting, change: Callable[[Setting], dict[str, Any]]) -> Everlearn:
@@ -292,7 +341,7 @@ def _unfiltered(setting: Setting) -> dict[str, Any]:
 
 
 def _uncontrasted(setting: Setting) -> dict[str, Any]:
-    return {"dreamer": WithoutContrasts(SelfStudyDreamer(setting.base, setting.tokenizer))}
+    return {"dreamer": KeptDreams.of(setting, contrasts=False)}
 
 
 def _unpractised(setting: Setting) -> dict[str, Any]:

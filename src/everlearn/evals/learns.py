@@ -94,8 +94,7 @@ def run_learns(
                 "curve": curve,
             }
         )
-    summary = _summary(results.rows, models)
-    results.finish(summary)
+    summary = results.finish(lambda rows: _summary(rows, models))
     _draw(results.rows, models, out / "learns.png")
     return summary
 

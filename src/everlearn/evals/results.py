@@ -7,6 +7,7 @@ complete, ``summary``.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
@@ -15,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ Row = dict[str, Any]
 
 class Results:
     """A results file that grows row by row; each row is on disk, in a whole file, before :meth:`add` returns.
+
+    Several processes may add to one file.
 
     Args:
         path: the JSON file; made if there is none, continued if it is there.
@@ -46,10 +50,8 @@ class Results:
     ) -> None:
         self.path, self.keys = Path(path), tuple(keys)
         head = {"suite": suite, "version": version, "protocol": json.loads(json.dumps(protocol))}
-        self.rows: list[Row] = []
-        if self.path.exists():
-            self.rows = _continued(self.path, head)
         self._head = {**head, "provenance": provenance()}
+        self.rows = self._on_disk()
 
     def find(self, *values: Any) -> Row | None:
         """Return the row that ``values`` (in the order of ``keys``) name, or None."""
@@ -61,16 +63,33 @@ class Results:
 
     def extend(self, rows: Sequence[Row]) -> None:
         """Add rows that belong together: all are on disk, or none; the file is incomplete again."""
-        self.rows += [json.loads(json.dumps(row, allow_nan=False)) for row in rows]
-        self._write({"complete": False})
+        new = [json.loads(json.dumps(row, allow_nan=False)) for row in rows]
+        with self._alone():
+            rows = self._on_disk() + new
+            write_json(self.path, {"complete": False, **self._head, "rows": rows})
+            self.rows = rows
 
-    def finish(self, summary: Any) -> None:
-        """Mark the file complete, with its summary."""
-        self._write({"complete": True, "summary": summary})
+    def finish(self, summarise: Callable[[list[Row]], Any]) -> Any:
+        """Mark the file complete, with the summary that ``summarise`` makes of all rows, and return that."""
+        with self._alone():
+            self.rows = self._on_disk()
+            summary = summarise(self.rows)
+            write_json(self.path, {"complete": True, **self._head, "summary": summary, "rows": self.rows})
+        return summary
 
-    def _write(self, state: dict[str, Any]) -> None:
-        complete = {"complete": state.pop("complete")}
-        write_json(self.path, {**complete, **self._head, **state, "rows": self.rows})
+    def _on_disk(self) -> list[Row]:
+        return _continued(self.path, self._head) if self.path.exists() else []
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder's lock, so that no row of another process is overwritten."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
 
 def read_results(path: Path, suite: str) -> dict[str, Any]:

@@ -164,9 +164,9 @@ def run_suite(
     with _pool(workers) as pool:
         runner.make([job for place in places for job in runner.trials(*place)], pool)
         runner.make([job for place in places for job in runner.finals(*place)], pool)
-    results.finish(summary(results.rows))
+    figures = results.finish(summary)
     runner.report("done")
-    return {"complete": True, "protocol": protocol, "rows": results.rows, "summary": summary(results.rows)}
+    return {"complete": True, "protocol": protocol, "rows": results.rows, "summary": figures}
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
