@@ -174,7 +174,7 @@ def test_a_kill_loses_one_day_at_most(data, model, tmp_path, moment):
         timed = {"seconds", "sleep_seconds", "sleep_seconds_per_fact", "forget_seconds"}
         timed |= {"chat_tokens_per_second", "chat_speed_ratio"}
         assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
-    assert not list((tmp_path / "out.work").glob("*/day-*"))
+    assert [path.name for path in (tmp_path / "out.work").glob("*/day-*")] == ["day-3"]
 
 
 def test_finished_results_are_extended_by_seeds_and_methods(data, model, tmp_path):
@@ -196,7 +196,8 @@ def test_processes_with_seeds_of_their_own_fill_one_file(data, model, tmp_path):
     Logged.kill_after = None
     results = go(data, model, out, days=2, first_seed=2)
     assert [(row["seed"], row["day"]) for row in results["rows"]] == [(0, 1), (2, 1), (2, 2)]
-    assert [path.parent.name for path in (tmp_path / "out.work").glob("*/day-*")] == ["logged-0"]
+    kept = {path.parent.name: path.name for path in (tmp_path / "out.work").glob("*/day-*")}
+    assert kept == {"logged-0": "day-1", "logged-2": "day-2"}
     results = go(data, model, out, days=2, seeds=2)
     assert sorted((row["seed"], row["day"]) for row in results["rows"]) == [(s, d) for s in range(3) for d in (1, 2)]
     assert [line["seeds"] for line in results["summary"]] == [2, 2]

@@ -58,7 +58,8 @@ def run(
         days: days to live through, from the first.
         seeds: how many seeds, each another order of what is told and another sampling.
         first_seed: the first of them. Several processes may fill one results file, each with seeds of its own.
-        out: the JSON file of the results; ``{stem}.work`` beside it keeps what is needed to go on, and all replies.
+        out: the JSON file of the results; ``{stem}.work`` beside it keeps what is needed to go on, all replies, and
+            each method as it was in the end (``{method}-{seed}/day-{days}``).
         methods, baselines: names of :func:`~everlearn.evals.diary_methods.registry`; methods come first.
         model: a name for :func:`~everlearn.models.hub.load_model`.
         eval_days: ``"all"``, ``"last"``, or the days after whose night everything is measured; the last always is.
@@ -112,9 +113,6 @@ def run(
     for (name, _), setting in settings.items():
         plan.live(name, factories[name], setting)
     figures = results.finish(lambda rows: summary(rows, names, range(chosen.stop)))
-    for name, seed in settings:
-        for folder in work.glob(f"{name}-{seed}/day-*"):
-            shutil.rmtree(folder)
     report(out)
     plan.clock.tell("done")
     return {"complete": True, "protocol": protocol, "rows": results.rows, "summary": figures}
@@ -211,8 +209,7 @@ class Plan:
             row |= figures
         row["seconds"] = time.perf_counter() - began
         row["commit"] = provenance()["commit"]
-        if day < self.days:
-            _save(method, place / f"day-{day}")
+        _save(method, place / f"day-{day}")
         self.results.add(row)
         shutil.rmtree(place / f"day-{day - 1}", ignore_errors=True)
 

@@ -36,11 +36,15 @@ class Exam:
         ``recall_by_age`` maps the nights since a fact was told to the share of its questions, of all kinds, that were
         answered.
         """
+        figures, record = self.recall_and_locality(method, night)
+        forgotten, gone = self._forgotten(method, night)
+        return {**figures, **forgotten, **self._text(method), **self._speed(method)}, [*record, *gone]
+
+    def recall_and_locality(self, method: Method, night: int) -> tuple[Figures, list[Figures]]:
+        """Return the measures of what was told and still holds, and of neutral prompts, and all replies to both."""
         asked, record = self._ask(method, night)
         neutral, seen = self._neutral(method, night)
-        forgotten, gone = self._forgotten(method, night)
-        figures = {**asked, **forgotten, **neutral, **self._text(method), **self._speed(method)}
-        return figures, [*record, *gone, *seen]
+        return {**asked, **neutral}, [*record, *seen]
 
     def _ask(self, method: Method, night: int) -> tuple[Figures, list[Figures]]:
         """Ask everything that is still true and measure recall, retention of day 1, and updates.
