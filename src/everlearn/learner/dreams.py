@@ -3,8 +3,9 @@
 Nothing here knows a language or a kind of fact. The model first says what is new in a passage, then asks for it in
 several styles, each time after the practice that is most like the passage. A question is kept when the model, with
 the passage before it, gives that answer, which it would not give without it (support), when the question becomes
-likelier with the passage (it is about it), and when it is asked by the one who told it. What is learned as the reply
-is the answer, and the passage as the assistant would say it.
+likelier with the passage (it is about it), and when it is asked by the one who told it. Beside these stand *echoes*,
+the passage with "what?" in place of the answer: plain, but always about the passage and right. What is learned as the
+reply is the answer, and the passage as the assistant would say it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class SelfStudyDreamer:
         model: the base model, not stacked: dreams do not depend on what was learned before.
         tokenizer: its tokenizer.
         samples: questions sampled for each passage, as many in each style of the practice.
-        keep: the most dreams kept of a passage.
+        keep: the most questions kept of a passage, echoes aside.
         temperature: of the sampling.
         criteria: what a question must show to be kept.
     """
@@ -81,7 +82,7 @@ class SelfStudyDreamer:
         tokenizer: PreTrainedTokenizerBase,
         *,
         samples: int = 15,
-        keep: int = 8,
+        keep: int = 5,
         temperature: float = 0.7,
         criteria: Criteria | None = None,
     ) -> None:
@@ -103,14 +104,16 @@ class SelfStudyDreamer:
             for k, piece in enumerate(part)
         ]
         texts = [text for _, text, _ in pieces]
-        kept = []
+        kept, echoes = [], []
         for (_, text, context), shown in zip(pieces, self._practice.nearest(texts, SHOWN), strict=True):
             progress("dreaming", 0.8 * len(kept) / len(texts))
-            kept.append(self._study(text, context, shown, generator))
-        kept = _unambiguous(kept)
+            answer, found = self._study(text, context, shown, generator)
+            kept.append([(question, answer) for question in found])
+            echoes.append([(question, answer) for question in _echoes(text, answer)])
+        ways = self._restate(texts, generator)
         dreams: list[list[Dream]] = [[] for _ in passages]
-        for (index, text, _), found, ways in zip(pieces, kept, self._restate(texts, generator), strict=True):
-            dreams[index] += _answered(text, found[: self.keep], ways)
+        for (index, text, _), found, echo, said in zip(pieces, _unambiguous(kept), echoes, ways, strict=True):
+            dreams[index] += _answered(text, found[: self.keep] + echo, said)
         progress("dreaming", 0.9)
         self._add_contrasts(passages, dreams, generator)
         progress("dreaming", 1.0)
@@ -118,8 +121,8 @@ class SelfStudyDreamer:
 
     def _study(
         self, text: str, context: str, shown: Sequence[Record], generator: torch.Generator
-    ) -> list[tuple[str, str]]:
-        """Return questions with their answer, best first; none if nothing can be learned.
+    ) -> tuple[str, list[str]]:
+        """Return what is new in ``text``, empty if nothing, and the questions that it answers, best first.
 
         Args:
             text: what is to be learned; the answer is in its words.
@@ -129,7 +132,8 @@ class SelfStudyDreamer:
         """
         lists = self._lists(shown)
         questions, guesses = self._ask_openly(context, generator)
-        for answer in self._answers(text, context, lists[0], guesses, generator)[:TRIED]:
+        answers = self._answers(text, context, lists[0], guesses, generator)[:TRIED]
+        for answer in answers:
             lines = list(questions)
             for asking in lists:
                 heads = [f"{context} -> {answer}:"] * (self.samples // len(lists))
@@ -137,10 +141,10 @@ class SelfStudyDreamer:
             lines = [line for line in _distinct(lines) if _ended(line) and not _given_away(answer, line)]
             scores = self._judge.scores(context, answer, lines)
             ranked = sorted(zip(scores, lines, strict=True), key=lambda pair: -pair[0])
-            found = [(line, answer) for score, line in ranked if score > DROP]
+            found = [line for score, line in ranked if score > DROP]
             if found:
-                return found
-        return []
+                return answer, found
+        return (answers or [""])[0], []
 
     def _lists(self, shown: Sequence[Record]) -> list[Prompt]:
         """Return the practice ``shown`` as a list of messages, answers and questions, one list for each style.
@@ -232,6 +236,12 @@ def _given_away(answer: str, question: str) -> bool:
     """Whether ``question`` has a word of its ``answer`` in it, endings aside; short words are no secret."""
     asked = words(question)
     return any(len(word) > 3 and any(_same(word, other) for other in asked) for word in words(answer))
+
+
+def _echoes(text: str, answer: str) -> list[str]:
+    """Return ``text`` with words that ask in place of the ``answer``, which is in it; nothing without an answer."""
+    before, found, after = text.partition(answer) if answer else ("", "", "")
+    return [f"{before}{asking}{after}".rstrip(" .!。！") + "?" for asking in prompts.ECHOING if found]
 
 
 def _as_told(answer: str, text: str) -> str:

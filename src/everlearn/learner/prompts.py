@@ -135,6 +135,7 @@ def joined(start: str, rest: str) -> str:
 
 # the first words of a new line, one after the other, so that a list does not run into one kind of question
 ASKING = ("What", "How", "Who", "Which", "Where", "When", "Why", "What's")
+ECHOING = ("what", "who", "where", "when")  # "Our parrot is named what?"
 PEOPLE = (
     "Peter",
     "my uncle",
