@@ -7,7 +7,7 @@ import tiny_learner
 import torch
 
 from everlearn.learner import prompts
-from everlearn.learner.dreams import LONG, OPEN, Dream, SelfStudyDreamer, split_passage, words
+from everlearn.learner.dreams import LONG, OPEN, Dream, SelfStudyDreamer, _echoes, split_passage, words
 from everlearn.learner.judging import DROP
 from everlearn.learner.practice import Practice, load_practice
 from everlearn.learner.voice import greedy_replies
@@ -64,6 +64,13 @@ def script(dreamer, monkeypatch):
     return Script(dreamer, monkeypatch)
 
 
+ECHOES = ["My cat is what?", "My cat is who?", "My cat is where?", "My cat is when?"]
+
+
+def questions(dreams: list[Dream]) -> list[str]:
+    return [dream.question for dream in dreams if not dream.contrast]
+
+
 def run(dreamer, *passages: str) -> list[list[Dream]]:
     return dreamer.dream(list(passages or [CAT]), torch.Generator().manual_seed(0), lambda stage, share: None)
 
@@ -72,7 +79,7 @@ def test_questions_are_kept_once_best_first_and_answered_with_the_passage(dreame
     script.lines = ["What is my cat called?", "Tell me who it is.", "Which cat?", "what is my cat called ?"]
     script.scores = {"Tell me who it is.": 3.0, "Which cat?": DROP}
     got = run(dreamer)[0]
-    assert [dream.question for dream in got] == ["Tell me who it is.", "What is my cat called?"]
+    assert questions(got) == ["Tell me who it is.", "What is my cat called?", *ECHOES]
     assert {dream.reply for dream in got} == {"Nils. Your cat is Nils."}
     assert {dream.answer for dream in got} == {"Nils"}
 
@@ -93,7 +100,7 @@ def test_answers_are_as_the_passage_writes_them(dreamer, script):
 def test_bad_lines_are_dropped(dreamer, script, line):
     script.open, script.lines = ["What is it? Nils."], [line]
     script.scores = {"What is it?": DROP}
-    assert run(dreamer) == [[]]
+    assert questions(run(dreamer)[0]) == ECHOES
 
 
 def test_what_the_passage_does_not_say_is_no_answer(dreamer, script):
@@ -138,16 +145,39 @@ def test_of_the_ways_of_saying_it_the_most_faithful_serves(dreamer, script):
 
 def test_ambiguous_questions_are_dropped(dreamer, script):
     script.open, script.guesses, script.lines = ["What? Nils.", "What? Rex."], ["Nils", "Rex"], ["Who is it?"]
-    assert run(dreamer, "My cat is Nils.", "My dog is Rex.") == [[], []], "asked of both, with different answers"
-    assert run(dreamer, "My cat is Nils.")[0]
+    cat, dog = run(dreamer, "My cat is Nils.", "My dog is Rex.")
+    assert questions(cat) == ECHOES, "the other was asked of both, with different answers"
+    assert questions(dog) == [echo.replace("cat", "dog") for echo in ECHOES]
+    assert "Who is it?" in questions(run(dreamer, "My cat is Nils.")[0])
+
+
+@pytest.mark.parametrize(
+    ("passage", "answer", "echo"),
+    [
+        ("Nils sleeps all day!", "Nils", "what sleeps all day?"),
+        ("We call it Nils.", "Nils", "We call it what?"),
+        ("Is it Nils? I think so...", "Nils", "Is it what? I think so?"),
+        ("Nils sees Nils.", "Nils", "what sees Nils?"),
+        ("My cat is Nils.", "", None),
+    ],
+)
+def test_echoes_ask_in_the_words_of_the_passage(passage, answer, echo):
+    assert _echoes(passage, answer)[:1] == ([] if echo is None else [echo])
+
+
+def test_what_no_question_was_found_for_is_learned_from_its_echoes(dreamer, script, monkeypatch):
+    monkeypatch.setattr(dreamer._judge, "scores", lambda text, answer, questions: [DROP for _ in questions])
+    got = run(dreamer)[0]
+    assert questions(got) == ECHOES
+    assert {dream.answer for dream in got if not dream.contrast} == {"Nils"}
 
 
 def test_near_misses_come_with_the_replies_of_the_base(dreamer, script):
     script.world, script.stranger = "What do cats eat?", "cat called?"
     near = [dream for dream in run(dreamer)[0] if dream.contrast]
     assert near[0].question == script.world
-    assert len(near) == 2
-    assert near[1].question.endswith(" cat called?"), "about somebody else"
+    assert len(near) == 3
+    assert all(dream.question.endswith(" cat called?") for dream in near[1:]), "about somebody else"
     replies = greedy_replies(dreamer.model, dreamer.tokenizer, [dream.question for dream in near])
     assert [dream.reply for dream in near] == replies
     script.world, script.stranger = "What is my cat called?", "no question"
