@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from everlearn.learner.dreams import Dream
@@ -15,6 +16,11 @@ def dream(question: str, reply: str) -> Dream:
 
 class Judge:
     """Finds a question about a passage when they share the word that comes last in the question."""
+
+    def rather(self, passages, questions, ones, others):
+        """The answer that comes last in the passage; without one, what is as long is as good."""
+        pairs = zip(passages, ones, others)
+        return [float(p.rfind(a) - p.rfind(b) if a in p or b in p else 9 * (len(a) - len(b))) for p, a, b in pairs]
 
     def about(self, passages, questions):
         self.asked = list(zip(passages, questions))
@@ -42,6 +48,32 @@ def test_the_same_answer_is_no_contradiction():
 def test_a_question_the_new_passage_is_not_about_stays():
     new = {9: ("we have a boat", [dream("What is the name of my dog?", "your boat is Max")])}
     assert superseded(Judge(), new, OLD) == {9: []}
+
+
+ESTONIAN = [Kept(i, 7, dream(q, "you learn Estonian")) for i, q in enumerate(("What do I learn?", "Which is it?"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "reply", "gone"),
+    [
+        ("Estonian I learn no more, but Basque", "you study Basque", [0, 1]),  # named, and answered otherwise
+        ("with Ada I learn Estonian", "you meet Ada", []),  # named, and still the answer
+        ("Estonian is hard, so is Basque", "you study Basque", []),  # named, but not asked about
+        ("Estonian I learn no more, but Ju", "you study Ju", []),  # no answer of that kind
+        ("I learn Basque", "you study Basque", []),  # neither named nor asked again
+    ],
+)
+def test_an_answer_that_is_named_gives_way_to_another(text, reply, gone):
+    assert superseded(Judge(), {9: (text, [dream("What is my subject?", reply)])}, ESTONIAN) == {9: gone}
+
+
+def test_echoes_do_not_count_as_questions_asked_again():
+    echoes = [Dream(f"The name of my dog is {w}?", "your dog is Max", "Max", echo=True) for w in ("what", "who")]
+    new = {9: ("my dog is now called Max", [dream("What is the name of my dog?", "your dog is Max"), *echoes])}
+    more = [
+        Kept(20 + i, 7, Dream(f"{w} is Rex the?", "your dog is Rex", "Rex", echo=True)) for i, w in enumerate("abc")
+    ]
+    assert superseded(Judge(), new, [*OLD, *more]) == {9: [1, 2, 20, 21, 22]}
 
 
 def test_something_else_is_not_even_compared():

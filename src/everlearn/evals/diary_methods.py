@@ -296,7 +296,7 @@ class KeptDreams:
     """
 
     def __init__(self, inner: Dreamer, path: Path, *, contrasts: bool = True) -> None:
-        self.about, self.spared = inner.about, 0.0
+        self.about, self.rather, self.spared = inner.about, inner.rather, 0.0
         self._inner, self._path, self._contrasts = inner, path, contrasts
 
     @classmethod

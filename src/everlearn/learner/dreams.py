@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -40,11 +40,15 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Dream:
-    """A self-study example: what may be asked, what is to be said, and the words that matter (none: a contrast)."""
+    """A self-study example: what may be asked, what is to be said, and the words that matter (none: a contrast).
+
+    ``echo``: whether the question is the passage itself, with "what?" in place of the answer.
+    """
 
     question: str
     reply: str
     answer: str
+    echo: bool = False
 
     @property
     def contrast(self) -> bool:
@@ -62,6 +66,10 @@ class Dreamer(Protocol):
     def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]: ...
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]: ...
+
+    def rather(
+        self, passages: Sequence[str], questions: Sequence[str], ones: Sequence[str], others: Sequence[str]
+    ) -> list[float]: ...
 
 
 class SelfStudyDreamer:
@@ -113,7 +121,8 @@ class SelfStudyDreamer:
         ways = self._restate(texts, generator)
         dreams: list[list[Dream]] = [[] for _ in passages]
         for (index, text, _), found, echo, said in zip(pieces, _unambiguous(kept), echoes, ways, strict=True):
-            dreams[index] += _answered(text, found[: self.keep] + echo, said)
+            made = _answered(text, found[: self.keep] + echo, said)
+            dreams[index] += [replace(dream, echo=(dream.question, dream.answer) in echo) for dream in made]
         progress("dreaming", 0.9)
         self._add_contrasts(passages, dreams, generator)
         progress("dreaming", 1.0)
@@ -191,7 +200,8 @@ class SelfStudyDreamer:
         which = [index for index, found in enumerate(dreams) if found]
         near = [f"{split_passage(passages[index])[0]} ->" for index in which]
         world = self._missing.sample(near, max_new_tokens=24, generator=generator, temperature=0.5)
-        asked = [(index, dream.question) for index in which for dream in dreams[index][:STRANGERS]]
+        plain = [[dream.question for dream in found if not dream.echo] for found in dreams]
+        asked = [(index, question) for index in which for question in plain[index][:STRANGERS]]
         drawn = torch.randint(len(prompts.OTHERING), (len(asked),), generator=generator).tolist()
         starts = [prompts.OTHERING[index] for index in drawn]
         heads = [f"{question} -> {start}" for (_, question), start in zip(asked, starts, strict=True)]
@@ -207,6 +217,12 @@ class SelfStudyDreamer:
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]:
         """Return by how many nats each passage makes the question beside it likelier."""
         return self._judge.about(passages, questions)
+
+    def rather(
+        self, passages: Sequence[str], questions: Sequence[str], ones: Sequence[str], others: Sequence[str]
+    ) -> list[float]:
+        """Return by how many nats each passage answers the question beside it rather by ``ones`` than by ``others``."""
+        return self._judge.rather(passages, questions, ones, others)
 
     def _restate(self, texts: Sequence[str], generator: torch.Generator) -> list[tuple[str, ...]]:
         """Return for each text some ways in which the assistant would say it: the likeliest, then sampled ones."""
@@ -235,13 +251,13 @@ def words(text: str) -> list[str]:
 def _given_away(answer: str, question: str) -> bool:
     """Whether ``question`` has a word of its ``answer`` in it, endings aside; short words are no secret."""
     asked = words(question)
-    return any(len(word) > 3 and any(_same(word, other) for other in asked) for word in words(answer))
+    return any(len(word) > 3 and any(same(word, other) for other in asked) for word in words(answer))
 
 
 def _echoes(text: str, answer: str) -> list[str]:
     """Return ``text`` with words that ask in place of the ``answer``, which is in it; nothing without an answer."""
-    before, found, after = text.partition(answer) if answer else ("", "", "")
-    return [f"{before}{asking}{after}".rstrip(" .!。！") + "?" for asking in prompts.ECHOING if found]
+    before, _, after = text.partition(answer) if answer else ("", "", "")
+    return [f"{before}{asking}{after}".rstrip(" .!。！") + "?" for asking in prompts.ECHOING if words(before + after)]
 
 
 def _as_told(answer: str, text: str) -> str:
@@ -254,7 +270,8 @@ def _as_told(answer: str, text: str) -> str:
     return ""
 
 
-def _same(a: str, b: str) -> bool:
+def same(a: str, b: str) -> bool:
+    """Whether two words are the same but for their endings."""
     return a == b or (min(len(a), len(b)) >= 4 and (a.startswith(b) or b.startswith(a)))
 
 
@@ -282,7 +299,7 @@ def _begun(answer: str) -> str:
 
 def _holds(reply: str, answer: str) -> bool:
     said = words(reply)
-    return all(any(_same(word, other) for other in said) for word in words(answer))
+    return all(any(same(word, other) for other in said) for word in words(answer))
 
 
 def _unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, str]]]:

@@ -141,3 +141,13 @@ class Judge:
         known = self._open.log_likelihood([f"{passage} ->" for passage in passages], spoken)
         blank = self._neutral.log_likelihood([" ->"] * len(spoken), spoken)
         return [float(a.sum() - b.sum()) for a, b in zip(known, blank, strict=True)]
+
+    def rather(
+        self, passages: Sequence[str], questions: Sequence[str], ones: Sequence[str], others: Sequence[str]
+    ) -> list[float]:
+        """Return by how many nats each passage answers the question beside it rather by ``ones`` than by ``others``."""
+        heads = [f"{passage} -> {question}" for passage, question in zip(passages, questions, strict=True)]
+        one, other = (
+            self._open.log_likelihood(heads, [f" {answer}." for answer in answers]) for answers in (ones, others)
+        )
+        return [float(a.sum() - b.sum()) for a, b in zip(one, other, strict=True)]

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 
 import torch
 
-from everlearn.learner.dreams import Dream, Dreamer, words
+from everlearn.learner.dreams import Dream, Dreamer, same, words
+from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.store import MemoryStore
 
 ABOUT = 4.0  # nats by which a new passage must make an old question likelier for it to be about the same thing
 SHARE = 0.6  # and the share of what the old passage does
 ALIKE = 0.5  # share of the words that an old question must have in common with a new one to ask the same
 MOST, SOME = 0.5, 0.2  # share of the old questions that a new one asks too, and of the new ones that an old one does
+LIKE = 15.0  # nats between what is new and an old answer, no passage read, from which one is no answer to the question
 CANDIDATES = 6  # old questions that the model compares with one new passage
+LOOKED_AT = 3  # questions of an old answer that is named by a new passage
 
 Answer = tuple[int, tuple[str, ...]]  # an observation and the words of an answer that it gave
 
@@ -53,70 +56,102 @@ def superseded(
 ) -> dict[int, list[int]]:
     """Return, for each new observation, the ids of the old dreams that it contradicts: what is told later wins.
 
-    Only an answer most of whose questions are asked again is looked at. An old question that asks nearly in the
-    words of a new one, rare words counting more, gives way when the new passage makes it likelier too, nearly as much
-    so as the old one did, and does not hold its answer. With it go all dreams of its observation that give that answer.
+    An old answer gives way if the new passage is about its questions, nearly as much so as what told it was, if both
+    are answers to them by their kind, and
+
+    * most of its questions are asked again, nearly in the same words, and the new passage does not hold it; or
+    * the new passage names it, and answers its questions rather by what is new ("I gave up on Estonian, I'm studying
+      Basque" of what I learn; but not "Nils caught a mouse" of what my cat is called).
+
+    With it go all dreams of its observation that give that answer.
 
     Args:
-        dreamer: judges what a question is about.
+        dreamer: judges what a question is about, and which answer a passage gives.
         new: id -> (text, dreams) of the night's observations.
         old: the dreams that held so far.
     """
     live = [item for item in old if not item.dream.contrast]
-    asked = {number: [_asked(dream) for dream in dreams if not dream.contrast] for number, (_, dreams) in new.items()}
-    before = [_asked(item.dream) for item in live]
-    sources: dict[int, set[str]] = {}
-    for item, question in zip(live, before, strict=True):
-        sources.setdefault(item.observation, set()).update(question)
-    spread = Counter(word for known in sources.values() for word in known)
-    spread.update(word for questions in asked.values() for word in set().union(*questions))
-    rarity = {word: math.log(1 + (len(sources) + len(asked)) / count) for word, count in spread.items()}
-    given_by = [(item.observation, tuple(words(item.dream.answer))) for item in live]
-    pairs: list[tuple[int, str, Kept]] = []
-    for number, (text, _) in new.items():
-        alike = [max((_alike(q, question, rarity) for question in asked[number]), default=0.0) for q in before]
-        told = set(words(text))
-        again = _asked_again(alike, given_by, asked[number], before, rarity)
-        for index in sorted(range(len(live)), key=lambda index: -alike[index])[:CANDIDATES]:
-            if given_by[index] in again and alike[index] >= ALIKE and not set(words(live[index].dream.answer)) <= told:
-                pairs.append((number, text, live[index]))
-    questions = [item.dream.question for _, _, item in pairs]
-    now = dreamer.about([text for _, text, _ in pairs], questions)
-    then = dreamer.about([item.dream.reply for _, _, item in pairs], questions)
+    groups: dict[Answer, list[Kept]] = {}
+    for item in live:
+        groups.setdefault((item.observation, tuple(words(item.dream.answer))), []).append(item)
+    answers = {number: next((d.answer for d in found if not d.contrast), "") for number, (_, found) in new.items()}
+    pairs = [*_asked_again(new, groups), *_named(dreamer, new, answers, groups)]
+    questions = [item.dream.question for _, item in pairs]
+    now = dreamer.about([new[number][0] for number, _ in pairs], questions)
+    then = dreamer.about([item.dream.reply for _, item in pairs], questions)
+    both = [answers[number] for number, _ in pairs], [item.dream.answer for _, item in pairs]
+    fits = dreamer.rather([NEUTRAL] * len(pairs), questions, *both)
     given: dict[int, set[int]] = {number: set() for number in new}
-    for (number, _, item), gain, was in zip(pairs, now, then, strict=True):
-        if gain >= max(ABOUT, SHARE * was):
-            same = item.observation, tuple(words(item.dream.answer))
-            given[number] |= {other.id for other, by in zip(live, given_by, strict=True) if by == same}
+    for (number, item), gain, was, fit in zip(pairs, now, then, fits, strict=True):
+        if gain >= max(ABOUT, SHARE * was) and abs(fit) < LIKE:
+            given[number] |= {other.id for other in groups[item.observation, tuple(words(item.dream.answer))]}
     return {number: sorted(ids) for number, ids in given.items()}
 
 
-def _asked(dream: Dream) -> set[str]:
-    return set(words(dream.question))
+def _named(
+    dreamer: Dreamer,
+    new: Mapping[int, tuple[str, Sequence[Dream]]],
+    answers: Mapping[int, str],
+    groups: Mapping[Answer, Sequence[Kept]],
+) -> list[tuple[int, Kept]]:
+    """Return new observations with old questions whose answer they name, and which they answer otherwise."""
+    pairs: list[tuple[int, Kept]] = []
+    for number, (text, _) in new.items():
+        told, answer = words(text), words(answers[number])
+        for (_, before), items in groups.items():
+            named = any(len(word) > 3 and any(same(word, other) for other in told) for word in before)
+            if named and answer and not any(same(a, b) for a in answer for b in before):
+                pairs += [(number, item) for item in items[:LOOKED_AT]]
+    margins = dreamer.rather(
+        [new[number][0] for number, _ in pairs],
+        [item.dream.question for _, item in pairs],
+        [answers[number] for number, _ in pairs],
+        [item.dream.answer for _, item in pairs],
+    )
+    return [pair for pair, margin in zip(pairs, margins, strict=True) if margin > 0]
+
+
+def _asked_again(
+    new: Mapping[int, tuple[str, Sequence[Dream]]], groups: Mapping[Answer, Sequence[Kept]]
+) -> list[tuple[int, Kept]]:
+    """Return new observations with those old questions that they ask again, of answers most of whose are.
+
+    Two questions are alike by the share of their words that they have in common, rare words counting more.
+    """
+    asked = {
+        number: [set(words(dream.question)) for dream in dreams if not dream.contrast and not dream.echo]
+        for number, (_, dreams) in new.items()
+    }
+    before = {
+        answer: {item.id: set(words(item.dream.question)) for item in items if not item.dream.echo}
+        for answer, items in groups.items()
+    }
+    sources: dict[int, set[str]] = {}
+    for (observation, _), theirs in before.items():
+        sources.setdefault(observation, set()).update(*theirs.values())
+    spread = Counter(word for known in sources.values() for word in known)
+    spread.update(word for theirs in asked.values() for word in set().union(*theirs))
+    rarity = {word: math.log(1 + (len(sources) + len(asked)) / count) for word, count in spread.items()}
+    pairs: list[tuple[float, int, Kept]] = []
+    for number, (text, _) in new.items():
+        told = set(words(text))
+        for answer, items in groups.items():
+            theirs = before[answer]
+            likest = {key: max((_alike(q, o, rarity) for q in asked[number]), default=0.0) for key, o in theirs.items()}
+            back = [max((_alike(q, o, rarity) for o in theirs.values()), default=0.0) for q in asked[number]]
+            again = sum(share >= ALIKE for share in likest.values()) >= MOST * max(len(theirs), 1)
+            if again and sum(share >= ALIKE for share in back) >= SOME * len(back) and not set(answer[1]) <= told:
+                pairs += [(likest[item.id], number, item) for item in items if likest.get(item.id, 0.0) >= ALIKE]
+    best: list[tuple[int, Kept]] = []
+    for number in new:
+        mine = sorted((pair for pair in pairs if pair[1] == number), key=lambda pair: -pair[0])
+        best += [(number, item) for _, _, item in mine[:CANDIDATES]]
+    return best
 
 
 def _alike(a: set[str], b: set[str], rarity: Mapping[str, float]) -> float:
     """Return the share of their words that two questions have in common, each counted by its rarity."""
     return sum(rarity[word] for word in a & b) / max(sum(rarity[word] for word in a | b), 1e-9)
-
-
-def _asked_again(
-    alike: Sequence[float],
-    given_by: Sequence[Answer],
-    new: Sequence[set[str]],
-    old: Sequence[set[str]],
-    rarity: Mapping[str, float],
-) -> set[Answer]:
-    """Return the answers most of whose ``old`` questions some of the ``new`` ones ask again."""
-    found: set[Answer] = set()
-    for answer in set(given_by):
-        rows = [index for index, other in enumerate(given_by) if other == answer]
-        if sum(alike[index] >= ALIKE for index in rows) < MOST * len(rows):
-            continue
-        back = [max(_alike(question, old[index], rarity) for index in rows) >= ALIKE for question in new]
-        if sum(back) >= SOME * len(back):
-            found.add(answer)
-    return found
 
 
 def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -> list[Dream]:
