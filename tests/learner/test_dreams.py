@@ -159,6 +159,7 @@ def test_ambiguous_questions_are_dropped(dreamer, script):
         ("Is it Nils? I think so...", "Nils", "Is it what? I think so?"),
         ("Nils sees Nils.", "Nils", "what sees Nils?"),
         ("My cat is Nils.", "", None),
+        ("Nils!", "Nils", None),
     ],
 )
 def test_echoes_ask_in_the_words_of_the_passage(passage, answer, echo):
@@ -169,15 +170,15 @@ def test_what_no_question_was_found_for_is_learned_from_its_echoes(dreamer, scri
     monkeypatch.setattr(dreamer._judge, "scores", lambda text, answer, questions: [DROP for _ in questions])
     got = run(dreamer)[0]
     assert questions(got) == ECHOES
-    assert {dream.answer for dream in got if not dream.contrast} == {"Nils"}
+    assert all(dream.echo and dream.answer == "Nils" for dream in got if not dream.contrast)
 
 
 def test_near_misses_come_with_the_replies_of_the_base(dreamer, script):
     script.world, script.stranger = "What do cats eat?", "cat called?"
     near = [dream for dream in run(dreamer)[0] if dream.contrast]
     assert near[0].question == script.world
-    assert len(near) == 3
-    assert all(dream.question.endswith(" cat called?") for dream in near[1:]), "about somebody else"
+    assert len(near) == 2
+    assert near[1].question.endswith(" cat called?"), "about somebody else"
     replies = greedy_replies(dreamer.model, dreamer.tokenizer, [dream.question for dream in near])
     assert [dream.reply for dream in near] == replies
     script.world, script.stranger = "What is my cat called?", "no question"

@@ -20,7 +20,7 @@ class Judge:
     def rather(self, passages, questions, ones, others):
         """The answer that comes last in the passage; without one, what is as long is as good."""
         pairs = zip(passages, ones, others)
-        return [float(p.rfind(a) - p.rfind(b) if a in p or b in p else 9 * (len(a) - len(b))) for p, a, b in pairs]
+        return [float(p.rfind(a) - p.rfind(b) if a in p or b in p else 5 * (len(a) - len(b))) for p, a, b in pairs]
 
     def about(self, passages, questions):
         self.asked = list(zip(passages, questions))
