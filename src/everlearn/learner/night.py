@@ -132,21 +132,19 @@ def _asked_again(
     spread = Counter(word for known in sources.values() for word in known)
     spread.update(word for theirs in asked.values() for word in set().union(*theirs))
     rarity = {word: math.log(1 + (len(sources) + len(asked)) / count) for word, count in spread.items()}
-    pairs: list[tuple[float, int, Kept]] = []
+    pairs: list[tuple[int, Kept]] = []
     for number, (text, _) in new.items():
-        told = set(words(text))
+        told, mine = set(words(text)), []
         for answer, items in groups.items():
             theirs = before[answer]
             likest = {key: max((_alike(q, o, rarity) for q in asked[number]), default=0.0) for key, o in theirs.items()}
             back = [max((_alike(q, o, rarity) for o in theirs.values()), default=0.0) for q in asked[number]]
             again = sum(share >= ALIKE for share in likest.values()) >= MOST * max(len(theirs), 1)
             if again and sum(share >= ALIKE for share in back) >= SOME * len(back) and not set(answer[1]) <= told:
-                pairs += [(likest[item.id], number, item) for item in items if likest.get(item.id, 0.0) >= ALIKE]
-    best: list[tuple[int, Kept]] = []
-    for number in new:
-        mine = sorted((pair for pair in pairs if pair[1] == number), key=lambda pair: -pair[0])
-        best += [(number, item) for _, _, item in mine[:CANDIDATES]]
-    return best
+                mine += [(likest[item.id], item) for item in items if likest.get(item.id, 0.0) >= ALIKE]
+        mine.sort(key=lambda pair: -pair[0])
+        pairs += [(number, item) for _, item in mine[:CANDIDATES]]
+    return pairs
 
 
 def _alike(a: set[str], b: set[str], rarity: Mapping[str, float]) -> float:
