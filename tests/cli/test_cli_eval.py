@@ -30,11 +30,11 @@ def diary(monkeypatch):
 
 
 def test_diary(everlearn, diary, tmp_path):
-    options = ["--seeds", 1, "--baselines", "frozen, lora", "--eval-days", "1,2", "--model", "m"]
+    options = ["--seeds", 1, "--first-seed", 2, "--baselines", "frozen, lora", "--eval-days", "1,2", "--model", "m"]
     code, out, err = everlearn(*DIARY, "--json", tmp_path / "r.json", *options)
     assert (code, out) == (0, "| a table |\n")
     assert err == "living through the diary\nliving through the diary: day 2 (3 s left)\n"
-    wanted = {"data": Path("d"), "split": "dev", "days": 2, "seeds": 1, "model": "m"}
+    wanted = {"data": Path("d"), "split": "dev", "days": 2, "seeds": 1, "first_seed": 2, "model": "m"}
     assert diary == {**wanted, "baselines": ["frozen", "lora"], "eval_days": [1, 2]}
 
 

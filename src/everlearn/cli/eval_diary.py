@@ -18,8 +18,9 @@ def eval_diary(
     out: Annotated[Path, typer.Option("--json", help="The results file; a table and plots appear beside it.")],
     seeds: Annotated[int, typer.Option("--seeds", help="Each another order and another sampling.")] = 3,
     first_seed: Annotated[
-        int, typer.Option("--first-seed", help="Several processes may fill one file, each with its own seeds.")
-    ] = 0,
+        int | None,
+        typer.Option("--first-seed", help="Default: 0. Several processes may fill one file, each with its own seeds."),
+    ] = None,
     methods: Annotated[str | None, typer.Option("--methods", help="Names with commas; default: everlearn.")] = None,
     baselines: Annotated[
         str | None, typer.Option("--baselines", help="Names with commas, such as frozen,context,retrieval,lora,full.")
