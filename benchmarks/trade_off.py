@@ -1,7 +1,8 @@
 """Recall against leaks: ``python -m benchmarks.trade_off --data DIR --memory FOLDER --night N``.
 
-One memory that ``everlearn eval diary`` kept (``OUT.work/everlearn-SEED/day-N``) is examined with the gate shut a
-little further, and with a higher likeness from which a question is one that a slot answers: what it costs to leak less.
+One memory that ``everlearn eval diary`` kept (``OUT.work/everlearn-SEED/day-N``) is examined as it is, with the gate
+shut a little further, and with a higher likeness from which a slot begins a reply or goes on with one: what it costs to
+leak less.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from everlearn.memories import slots
 from everlearn.models.hub import DEFAULT_MODEL, load_model
 
 SHUT = (0.5, 1.0, 2.0, 4.0)  # in log odds
-LIKENESS = (0.25, 0.35, 0.45)
+BEGIN, GO_ON = (0.3, 0.45), (0.7, 0.75, 0.8)  # likeness
 
 
 def examine(data: Path, split: str, memory: Path, night: int, model: str) -> list[dict[str, Any]]:
@@ -35,14 +36,15 @@ def examine(data: Path, split: str, memory: Path, night: int, model: str) -> lis
         method = Everlearn(setting)
         exam = Exam(diary, Reference(base, tokenizer, Path(folder) / "base.json"), None, 0)
         gate = method.learner._weights.gate
-        bias, likeness = gate.bias.clone(), slots.ASKED
-        for shut, least in [(0.0, likeness), *((s, likeness) for s in SHUT), *((0.0, at) for at in LIKENESS)]:
-            gate.set_(gate.weight, bias - ASKING_SLOPE * shut)
-            slots.ASKED = least
+        bias, usual = gate.bias.clone(), {"shut": 0.0, "begin": slots.ASKED, "go_on": slots.SPOKEN}
+        moved = [{}, *({"shut": s} for s in SHUT), *({"begin": s} for s in BEGIN), *({"go_on": s} for s in GO_ON)]
+        for point in [{**usual, **change} for change in moved]:
+            gate.set_(gate.weight, bias - ASKING_SLOPE * point["shut"])
+            slots.ASKED, slots.SPOKEN = point["begin"], point["go_on"]
             figures, _ = exam.recall_and_locality(method, night)
-            rows.append({"shut": shut, "likeness": least, **figures})
+            rows.append({**point, **figures})
             print(rows[-1], flush=True)
-        slots.ASKED = likeness
+        slots.ASKED, slots.SPOKEN = usual["begin"], usual["go_on"]
         method.close()
     return rows
 
