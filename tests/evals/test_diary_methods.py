@@ -172,7 +172,7 @@ def test_dreams_are_dreamt_once_and_what_that_took_is_counted_again(tmp_path, mo
     made = first.dream(["a", "b"], *none)
     assert [[dream.contrast for dream in dreams] for dreams in made] == [[False, True]] * 2
     assert first.spared == 0.0
-    again = KeptDreams(inner, path, contrasts=False)
+    again = KeptDreams(inner, path, passed=lambda dream: not dream.contrast)
     assert again.dream(["b", "c"], *none) == [made[1][:1], [Dream("Who?", "c It is you.", "c")]]
     assert again.spared == 4.0
     assert inner.dreamt == ["a", "b", "c"]
@@ -182,10 +182,19 @@ def test_dreams_are_dreamt_once_and_what_that_took_is_counted_again(tmp_path, mo
 
 
 def test_variants_of_the_runtime_learn_its_dreams(setting):
-    for name, own in (("everlearn", True), ("everlearn-nocontrasts", True), ("everlearn-nofilter", False)):
+    for name, own in (
+        ("everlearn", True),
+        ("everlearn-nocontrasts", True),
+        ("everlearn-nofilter", False),
+        ("everlearn-noechoes", True),
+    ):
         with opened(registry()[name], replace(setting, folder=setting.folder / name), None) as method:
             assert isinstance(method._dreamer, KeptDreams) == own
             assert method.spared() == 0.0
+            if own:
+                dreams = [Dream("q?", "a", "a"), Dream("q?", "a", ""), Dream("q?", "a", "a", echo=True)]
+                left = {"everlearn": [0, 1, 2], "everlearn-nocontrasts": [0, 2], "everlearn-noechoes": [0, 1]}[name]
+                assert [i for i, dream in enumerate(dreams) if method._dreamer._passed(dream)] == left
             if name == "everlearn-nofilter":
                 criteria = method._dreamer._judge.criteria
                 assert all(getattr(criteria, f.name) == float("-inf") for f in fields(criteria))
@@ -193,7 +202,7 @@ def test_variants_of_the_runtime_learn_its_dreams(setting):
 
 def test_the_registry_has_the_runtime_its_ablations_and_the_baselines():
     named = registry()
-    left_out = {"nofilter", "nocontrasts", "nopractice", "nowhitening", "noreplay"}
+    left_out = {"nofilter", "nocontrasts", "noechoes", "nopractice", "nowhitening", "noreplay"}
     assert {"everlearn", "everlearn-trained", *(f"everlearn-{part}" for part in left_out)} <= named.keys()
     assert {"frozen", "context", "retrieval", "lora", "full", "strands"} <= named.keys()
     assert named["everlearn-noreplay"].keywords["schedule"].replay == 0

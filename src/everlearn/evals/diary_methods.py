@@ -289,21 +289,21 @@ class KeptDreams:
     Args:
         inner: who dreams.
         path: a file of lines of JSON: ``passage``, ``dreams``, and the ``seconds`` they took.
-        contrasts: whether near misses are passed on; False shows what they give.
+        passed: which dreams are passed on; leaving some out shows what they give.
 
     Attributes:
         spared: seconds that what was read had taken, in the last call of :meth:`dream`.
     """
 
-    def __init__(self, inner: Dreamer, path: Path, *, contrasts: bool = True) -> None:
+    def __init__(self, inner: Dreamer, path: Path, *, passed: Callable[[Dream], bool] = lambda dream: True) -> None:
         self.about, self.rather, self.spared = inner.about, inner.rather, 0.0
-        self._inner, self._path, self._contrasts = inner, path, contrasts
+        self._inner, self._path, self._passed = inner, path, passed
 
     @classmethod
-    def of(cls, setting: Setting, *, contrasts: bool = True) -> KeptDreams:
+    def of(cls, setting: Setting, **options: Any) -> KeptDreams:
         """Return the self-study dreamer with what it dreamt with this seed."""
         inner = SelfStudyDreamer(setting.base, setting.tokenizer)
-        return cls(inner, setting.dreams / f"{setting.seed}.jsonl", contrasts=contrasts)
+        return cls(inner, setting.dreams / f"{setting.seed}.jsonl", **options)
 
     def dream(
         self, passages: Sequence[str], generator: torch.Generator, progress: Callable[[str, float], None]
@@ -322,7 +322,7 @@ class KeptDreams:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in known.values()]
             write_text(self._path, "".join(lines))
         dreams = [[Dream(**payload) for payload in known[passage]["dreams"]] for passage in passages]
-        return [[dream for dream in found if self._contrasts or not dream.contrast] for found in dreams]
+        return [[dream for dream in found if self._passed(dream)] for found in dreams]
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self._path.exists():
@@ -341,7 +341,11 @@ def _unfiltered(setting: Setting) -> dict[str, Any]:
 
 
 def _uncontrasted(setting: Setting) -> dict[str, Any]:
-    return {"dreamer": KeptDreams.of(setting, contrasts=False)}
+    return {"dreamer": KeptDreams.of(setting, passed=lambda dream: not dream.contrast)}
+
+
+def _without_echoes(setting: Setting) -> dict[str, Any]:
+    return {"dreamer": KeptDreams.of(setting, passed=lambda dream: not dream.echo)}
 
 
 def _unpractised(setting: Setting) -> dict[str, Any]:
@@ -366,6 +370,7 @@ def registry() -> dict[str, Factory]:
         "everlearn": Everlearn,
         "everlearn-nofilter": functools.partial(_changed, change=_unfiltered),
         "everlearn-nocontrasts": functools.partial(_changed, change=_uncontrasted),
+        "everlearn-noechoes": functools.partial(_changed, change=_without_echoes),
         "everlearn-nopractice": functools.partial(_changed, change=_unpractised),
         "everlearn-nowhitening": functools.partial(
             Everlearn, consolidator=functools.partial(SlotConsolidator, whiten=False)
