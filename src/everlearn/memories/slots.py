@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
-TRUST = 16.0  # of the gate in how much nearer a slot is than every foil
+TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
 ANYBODY = -1  # the owner of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.65  # least likeness to a slot that goes on with a reply: what was said so far is the same to the word
-ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
+ASKED = 0.25  # to one that begins a reply: questions come in other words than the dreamt ones
+SURE = 0.9  # no least likeness is higher
 
-_Prepared = tuple[Tensor, Tensor, Tensor, Tensor]
+_Prepared = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class SlotMemory(nn.Module):
@@ -47,6 +48,7 @@ class SlotMemory(nn.Module):
         keys, values: of the slots, [m, d].
         begins: whether a slot begins a reply, [m].
         owners: to which observation it belongs, [m].
+        least: from which likeness on it is heard, at least ``SPOKEN`` or ``ASKED``, [m].
         foils, foil_owners: keys of foils [f, d], and to which observation they belong, or ``ANYBODY``, [f].
         lean: u above, [d].
         center, whitener: c [2, d] and P [2, d, d], of the slots that go on and of those that begin a reply.
@@ -61,6 +63,7 @@ class SlotMemory(nn.Module):
         self.values: Tensor
         self.begins: Tensor
         self.owners: Tensor
+        self.least: Tensor
         self.foils: Tensor
         self.foil_owners: Tensor
         self.lean: Tensor
@@ -72,6 +75,7 @@ class SlotMemory(nn.Module):
         self.register_buffer("values", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("begins", torch.zeros(0, dtype=torch.bool))
         self.register_buffer("owners", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("least", torch.zeros(0))
         self.register_buffer("foils", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("foil_owners", torch.zeros(0, dtype=torch.long))
         self.register_buffer("lean", torch.zeros(hidden_size))
@@ -93,9 +97,14 @@ class SlotMemory(nn.Module):
         """Return the size, as ``repr`` and a memory file's layout show it."""
         return f"hidden_size={self.keys.shape[1]}"
 
+    @staticmethod
+    def completed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return ``state`` of a memory of any version with ``least``, which was once the same for all slots."""
+        return {"least": torch.where(state["begins"], ASKED, SPOKEN), **state}
+
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Give the buffers the number of rows of those in ``state``, in place, for a state to be loaded."""
-        for name in ("keys", "values", "begins", "owners", "foils", "foil_owners"):
+        for name in ("keys", "values", "begins", "owners", "least", "foils", "foil_owners"):
             own = getattr(self, name)
             own.data = own.new_zeros(len(state[name]), *own.shape[1:])
 
@@ -110,9 +119,18 @@ class SlotMemory(nn.Module):
         self.whitener[int(begins)] = ((vectors * values.rsqrt()) @ vectors.T).to(self.whitener.dtype)
 
     @torch.no_grad()
-    def add(self, keys: Tensor, values: Tensor, begins: Tensor, owners: Tensor) -> None:
-        """Add slots: ``keys`` (means of x/rms(x)) and ``values`` [m, d], ``begins`` and ``owners`` [m]."""
-        for own, more in ((self.keys, keys), (self.values, values), (self.begins, begins), (self.owners, owners)):
+    def add(self, keys: Tensor, values: Tensor, begins: Tensor, owners: Tensor, ordinary: Tensor | None = None) -> None:
+        """Add slots: ``keys`` (means of x/rms(x)) and ``values`` [m, d], ``begins`` and ``owners`` [m].
+
+        A slot that goes on with a reply is not heard where something is said that is only as near to it as what is
+        ``ordinary``, x/rms(x) [n, d].
+        """
+        least = torch.where(begins, ASKED, SPOKEN)
+        if ordinary is not None and not begins.all():
+            near = self.coordinates(False, ordinary) @ self.coordinates(False, keys[~begins]).T
+            least[~begins] = near.amax(0).clamp(SPOKEN, SURE)
+        rows = (self.keys, keys), (self.values, values), (self.begins, begins), (self.owners, owners)
+        for own, more in (*rows, (self.least, least)):
             own.data = torch.cat([own, more.to(own.dtype)])
 
     @torch.no_grad()
@@ -125,7 +143,7 @@ class SlotMemory(nn.Module):
     def drop(self, owners: Collection[int]) -> None:
         """Drop the slots and the foils of some owners."""
         for by, theirs in (
-            (self.owners, (self.keys, self.values, self.begins, self.owners)),
+            (self.owners, (self.keys, self.values, self.begins, self.owners, self.least)),
             (self.foil_owners, (self.foils, self.foil_owners)),
         ):
             kept = torch.tensor([owner not in owners for owner in by.tolist()], dtype=torch.bool)
@@ -153,10 +171,10 @@ class SlotMemory(nn.Module):
             return self._saying.to(x.dtype)
         if not len(self.keys):
             return torch.zeros_like(x)
-        spoken, begun, _, values = self._prepared()
+        spoken, begun, _, values, *least = self._prepared()
         read = rms_normalise(x.to(values.dtype))
-        on = self.coordinates(False, read) @ spoken.T - SPOKEN
-        new = self.coordinates(True, read) @ begun.T - ASKED
+        on = self.coordinates(False, read) @ spoken.T - least[0]
+        new = self.coordinates(True, read) @ begun.T - least[1]
         gate = self.opening(read, self._shared[0].opened_raw())
         heard = torch.cat([on > 0, (new > 0) & (gate > 0)], -1)
         scores = (SHARPNESS * torch.cat([on, new], -1)).masked_fill(~heard, float("-inf"))
@@ -166,7 +184,7 @@ class SlotMemory(nn.Module):
 
     def opening(self, read: Tensor, raw: Tensor) -> Tensor:
         """Return g [..., 1] for x/rms(x) [..., d] and what the gate below made of this pass, not clamped, [..., 1]."""
-        _, begun, foils, _ = self._prepared()
+        _, begun, foils, *_ = self._prepared()
         raw = raw + (read @ self.lean)[..., None]
         if len(foils) and len(begun):
             asked = self.coordinates(True, read)
@@ -178,17 +196,18 @@ class SlotMemory(nn.Module):
         return x + self.delta(x)
 
     def _prepared(self) -> _Prepared:
-        """Return as coordinates the keys of slots that go on, that begin, and foils; and the values so ordered.
+        """Return as coordinates the keys of slots that go on, that begin, and foils; values and ``least`` so ordered.
 
         Computed once a state.
         """
-        own = [tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.whitener)]
+        own = [tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.whitener, self.least)]
         mark = tuple(number for tensor in own for number in (tensor.data_ptr(), tensor._version, len(tensor)))
         if self._ready is None or self._ready[0] != mark:
             keys, values, begins = self.keys.float(), self.values.float(), self.begins
             spoken, begun = self.coordinates(False, keys[~begins]), self.coordinates(True, keys[begins])
             foils = self.coordinates(True, self.foils.float())
-            made = spoken, begun, foils, torch.cat([values[~begins], values[begins]])
+            least = self.least[~begins].clone(), self.least[begins].clone()
+            made = spoken, begun, foils, torch.cat([values[~begins], values[begins]]), *least
             self._ready = mark, own, made  # ``own`` is held so that no other state can come to lie in its place
         return self._ready[2]
 

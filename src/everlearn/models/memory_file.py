@@ -147,8 +147,20 @@ def load_memory(model: nn.Module, source: str | os.PathLike[str] | bytes) -> dic
                 f"{what} (base {header['base_name']}, fingerprint {ours}) was made with {key} = {found.get(key)}, but"
                 f" the model here ({_name(base)}, same base) was stacked with {key} = {expected[key]}"
             )
-    load_memory_state(model, state, level)
+    load_memory_state(model, _completed(model, state), level)
     return header["metadata"]
+
+
+def _completed(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``state``, as any version wrote it, with what its memories have held since."""
+    made = dict(state)
+    for layer, continuum in continua(model).items():
+        for name, memory in zip(continuum.names, continuum.memories, strict=True):
+            start, complete = f"{layer}.{name}.", getattr(memory, "completed", None)
+            own = {key.removeprefix(start): tensor for key, tensor in state.items() if key.startswith(start)}
+            if own and complete is not None:
+                made |= {f"{start}{key}": tensor for key, tensor in complete(own).items()}
+    return made
 
 
 def read_memory(source: str | os.PathLike[str] | bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
