@@ -16,7 +16,7 @@ from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import IGNORE, encode_examples
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.memories.gated import gated_memories
-from everlearn.memories.slots import SlotMemory, slot_memories
+from everlearn.memories.slots import SPOKEN, SURE, SlotMemory, slot_memories
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import continua, snapshot
 from everlearn.models.trunk import SplitModel
@@ -139,6 +139,17 @@ def test_the_gate_divides_where_a_reply_about_oneself_begins_from_the_rest(parts
     assert share(anchor.inside) > 0.7
     assert share(anchor.outside) < 0.5
     assert share(anchor.within) < 0.05, "the prompt itself, and what was said so far"
+
+
+def test_where_the_voice_reads_no_reply_goes_on(parts):
+    """A slot that goes on with a reply is heard only where it is nearer than anything the base itself says."""
+    learn(consolidator(parts))
+    memory, anchor = slots(parts[0]), parts[3]
+    voice = torch.cat([anchor.inside, anchor.outside, anchor.within]).chunk(2, -1)[1]
+    keys = memory.keys[~memory.begins].float()
+    near = (memory.coordinates(False, voice) @ memory.coordinates(False, keys).T).amax(0)
+    assert (near > SPOKEN).any(), "or the test says nothing"
+    torch.testing.assert_close(memory.least[~memory.begins], near.clamp(SPOKEN, SURE), rtol=0, atol=2e-3)
 
 
 def test_near_misses_push_the_gate(parts):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
-from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, TRUST, SlotMemory, slot_memories
+from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, SURE, TRUST, SlotMemory, slot_memories
 from everlearn.models.memory_file import load_memory, memory_bytes
 from everlearn.models.stacking import continua, load_memory_state, memory_state, reset_level, restore, snapshot
 from everlearn.models.trunk import SplitModel
@@ -88,6 +88,27 @@ def test_far_from_every_slot_and_behind_a_shut_gate_nothing_is_added(memory):
     assert not torch.equal(memory(keys), keys), "what goes on with a reply needs no gate"
 
 
+def test_what_is_ordinary_is_not_taken_for_a_slot_that_goes_on(memory):
+    torch.manual_seed(1)
+    key = rms_normalise(torch.randn(1, D))
+    ordinary = rms_normalise(key + 0.6 * torch.randn(40, D))
+    near = F.cosine_similarity(key, ordinary)
+    assert ((near > SPOKEN) & (near < SURE)).any()
+    ordinary = ordinary[near < SURE]
+    rows = key, torch.randn(1, D), torch.zeros(1, dtype=torch.bool), torch.ones(1)
+    memory.add(*rows)
+    assert not torch.equal(memory(ordinary), ordinary), "without knowing of it"
+    memory.drop([1])
+    memory.add(*rows, ordinary)
+    torch.testing.assert_close(memory.least, near[near < SURE].max()[None])
+    torch.testing.assert_close(memory(ordinary), ordinary, rtol=0, atol=1e-2)
+    assert not torch.equal(memory(key), key)
+    memory.add(*rows, key)
+    assert memory.least[1] == pytest.approx(SURE), "the slot itself is always heard"
+    memory.drop([1])
+    assert len(memory.least) == 0
+
+
 def test_adding_and_dropping_touches_no_other_slot(memory):
     keys, _ = add(memory, 4, False, owner=1)
     before = memory.delta(keys)
@@ -123,9 +144,21 @@ def open_gate(model) -> None:
 
 def fill(memory: SlotMemory, seed: int) -> None:
     torch.manual_seed(seed)
-    count = 3 + seed
+    count = 20 + seed
     keys = torch.randn(count, HIDDEN)
     memory.add(keys, torch.randn(count, HIDDEN), torch.ones(count, dtype=torch.bool), torch.ones(count))
+
+
+def test_a_memory_of_an_earlier_version_is_loaded():
+    """Which had no least likeness for each slot."""
+    model, other = stacked(), stacked()
+    fill(slots(model), 1)
+    memory = slots(model)
+    memory.add(torch.randn(2, HIDDEN), torch.randn(2, HIDDEN), torch.zeros(2, dtype=torch.bool), torch.ones(2))
+    state = {key: tensor for key, tensor in memory_state(model, "slow").items() if not key.endswith(".least")}
+    load_memory(other, memory_bytes(model, level="slow", state=state))
+    assert torch.equal(slots(other).least, torch.tensor([ASKED] * 21 + [SPOKEN] * 2))
+    assert torch.equal(slots(other).keys, memory.keys)
 
 
 def test_a_stack_grows_is_saved_loaded_and_reset():
@@ -147,7 +180,7 @@ def test_a_stack_grows_is_saved_loaded_and_reset():
         reset_level(model, "slow")
         assert torch.equal(model(input_ids=ids).logits, base)
         assert len(slots(model)) == 0
-        assert len(slots(other)) == 9, "another user's memory is not touched"
+        assert len(slots(other)) == 43, "another user's memory is not touched"
 
 
 def test_a_state_of_another_width_is_refused_and_changes_nothing():
@@ -157,7 +190,7 @@ def test_a_state_of_another_width_is_refused_and_changes_nothing():
     state["3.slow.keys"] = state["3.slow.keys"][:, :-1]
     with pytest.raises(InvalidArgument, match=r"3\.slow\.keys has shape"):
         load_memory_state(model, state)
-    assert len(slots(model)) == 4
+    assert len(slots(model)) == 21
 
 
 def test_the_cut_model_sees_what_is_written_later():

@@ -144,7 +144,9 @@ class SelfStudyDreamer:
         lists = self._lists(shown)
         lines, guesses = self._ask_openly(context, generator)
         answers = self._answers(text, context, lists[0], guesses, generator)[:TOLD]
-        count = self.samples // (len(lists) * max(len(answers), 1))
+        if not answers:
+            return {}
+        count = self.samples // (len(lists) * len(answers))
         for asking in lists:
             heads = [f"{context} -> {answer}:" for answer in answers for _ in range(count)]
             lines += asking.sample(heads, max_new_tokens=24, generator=generator, temperature=self.temperature)
