@@ -1,8 +1,8 @@
 """Recall against leaks: ``python -m benchmarks.trade_off --data DIR --memory FOLDER --night N``.
 
 One memory that ``everlearn eval diary`` kept (``OUT.work/everlearn-SEED/day-N``) is examined as it is, with the gate
-shut a little further, and with a higher likeness from which a slot begins a reply or goes on with one: what it costs to
-leak less.
+shut a little further or less, and with another least likeness from which a slot begins a reply or goes on with one:
+what it costs to leak less.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from everlearn.evals.diary_data import load_diary
 from everlearn.evals.diary_exam import Exam
 from everlearn.evals.diary_measures import Reference
 from everlearn.evals.diary_methods import Everlearn, Setting
 from everlearn.evals.results import provenance, write_json
 from everlearn.learner.anchor import ASKING_SLOPE
-from everlearn.memories import slots
+from everlearn.memories.slots import ASKED, SPOKEN, SlotMemory
 from everlearn.models.hub import DEFAULT_MODEL, load_model
 
-SHUT = (0.5, 1.0, 2.0, 4.0)  # in log odds
-BEGIN, GO_ON = (0.3, 0.45), (0.7, 0.75, 0.8)  # likeness
+SHUT = (-1.0, -0.5, 0.5, 1.0, 2.0)  # in log odds
+BEGIN, GO_ON = (0.15, 0.4), (0.7, 0.75, 0.8)  # likeness; of a slot that goes on, if its own is not higher
 
 
 def examine(data: Path, split: str, memory: Path, night: int, model: str) -> list[dict[str, Any]]:
@@ -35,16 +37,17 @@ def examine(data: Path, split: str, memory: Path, night: int, model: str) -> lis
         setting = Setting(base, tokenizer, model, Path(folder), Path(folder), memory, diary, 0)
         method = Everlearn(setting)
         exam = Exam(diary, Reference(base, tokenizer, Path(folder) / "base.json"), None, 0)
-        gate = method.learner._weights.gate
-        bias, usual = gate.bias.clone(), {"shut": 0.0, "begin": slots.ASKED, "go_on": slots.SPOKEN}
+        gate, slots = method.learner._weights.gate, method.learner._weights.split.learning[-1].memories[-1]
+        assert isinstance(slots, SlotMemory)
+        bias, least, begins = gate.bias.clone(), slots.least.clone(), slots.begins
+        usual = {"shut": 0.0, "begin": ASKED, "go_on": SPOKEN}
         moved = [{}, *({"shut": s} for s in SHUT), *({"begin": s} for s in BEGIN), *({"go_on": s} for s in GO_ON)]
         for point in [{**usual, **change} for change in moved]:
             gate.set_(gate.weight, bias - ASKING_SLOPE * point["shut"])
-            slots.ASKED, slots.SPOKEN = point["begin"], point["go_on"]
+            slots.least.copy_(torch.where(begins, point["begin"], least.clamp(min=point["go_on"])))
             figures, _ = exam.recall_and_locality(method, night)
             rows.append({**point, **figures})
             print(rows[-1], flush=True)
-        slots.ASKED, slots.SPOKEN = usual["begin"], usual["go_on"]
         method.close()
     return rows
 
