@@ -49,16 +49,10 @@ def scripted(
     monkeypatch.setattr(judge._blank, "log_likelihood", without)
 
 
-def scores(judge, questions):
-    """Return the score of each question that "Nils" is to answer, DROP for those that do not pass."""
-    own = judge.scores(CAT, {"Nils": questions})["Nils"]
-    return [own.get(question, DROP) for question in questions]
-
-
 def test_a_supported_fitting_question_about_the_passage_passes(judge, monkeypatch):
     scripted(judge, monkeypatch)
-    assert scores(judge, [GOOD])[0] > DROP
-    assert scores(judge, []) == []
+    assert judge.scores(CAT, "Nils", [GOOD])[0] > DROP
+    assert judge.scores(CAT, "Nils", []) == []
 
 
 @pytest.mark.parametrize(
@@ -73,56 +67,47 @@ def test_a_supported_fitting_question_about_the_passage_passes(judge, monkeypatc
 )
 def test_each_criterion_drops(judge, monkeypatch, likelihoods):
     scripted(judge, monkeypatch, **likelihoods)
-    assert scores(judge, [GOOD]) == [DROP]
+    assert judge.scores(CAT, "Nils", [GOOD]) == [DROP]
 
 
 def test_a_question_that_another_passage_makes_as_likely_drops(judge, monkeypatch):
     scripted(judge, monkeypatch)
-    kept = scores(judge, [GOOD])[0]
+    kept = judge.scores(CAT, "Nils", [GOOD])[0]
     monkeypatch.setattr(judge, "_elsewhere", lambda asked: [0.0 for _ in asked])
-    assert kept > scores(judge, [GOOD])[0] == DROP
+    assert kept > judge.scores(CAT, "Nils", [GOOD])[0] == DROP
 
 
 def test_an_answer_must_fit_its_question(judge, monkeypatch):
     """Far less likely a priori than after the passage's best question for it: another kind of answer is wanted."""
     odd = "How old is my cat?"
     scripted(judge, monkeypatch, priors={"called": -9.0, "old": -29.0})
-    good, bad = scores(judge, [GOOD, odd])
+    good, bad = judge.scores(CAT, "Nils", [GOOD, odd])
     assert good > bad == DROP
-    assert scores(judge, [odd])[0] > DROP, "compared with the questions at hand alone"
+    assert judge.scores(CAT, "Nils", [odd])[0] > DROP, "compared with the questions at hand alone"
 
 
 def test_a_question_that_does_not_pass_is_no_measure_of_fit(judge, monkeypatch):
     scripted(judge, monkeypatch, priors={"called": -19.0, "Nils it": -0.1})
-    assert scores(judge, [GOOD, "Is Nils it?"])[0] > DROP
+    assert judge.scores(CAT, "Nils", [GOOD, "Is Nils it?"])[0] > DROP
 
 
 def test_the_more_fitting_comes_first(judge, monkeypatch):
     scripted(judge, monkeypatch, priors={"called": -9.0, "home": -12.0})
-    good, less = scores(judge, [GOOD, "Who is it at home?"])
+    good, less = judge.scores(CAT, "Nils", [GOOD, "Who is it at home?"])
     assert good > less > DROP
 
 
 def test_the_passage_must_answer_it_about_as_well_as_the_best(judge, monkeypatch):
     """A long answer is less likely than a short one, so each question is compared with the others."""
     scripted(judge, monkeypatch, known=-5.0, knowns={"home": -8.5})
-    good, bad = scores(judge, [GOOD, "Who is it at home?"])
+    good, bad = judge.scores(CAT, "Nils", [GOOD, "Who is it at home?"])
     assert good > bad == DROP
-
-
-def test_a_question_of_two_answers_goes_to_the_one_that_is_rather_given(judge, monkeypatch):
-    scripted(judge, monkeypatch, knowns={"home? cat": -4.0, "cat.": -0.3, "Nils": -0.5})
-    other = "Who is it at home?"
-    got = judge.scores(CAT, {"Nils": [GOOD, other], "cat": [GOOD, other], "nobody": []})
-    assert {answer: set(own) for answer, own in got.items()} == {"Nils": {other}, "cat": {GOOD}, "nobody": set()}
-    alone = judge.scores(CAT, {"Nils": [GOOD, other], "cat": []})
-    assert set(alone["Nils"]) == {GOOD, other}
 
 
 def test_criteria_are_settings(tmp_path, monkeypatch):
     lax = Judge(*load_model(str(tiny_learner.make_model(tmp_path))), Criteria(support=1.0, least=-8.0))
     scripted(lax, monkeypatch, known=-7.0)
-    assert scores(lax, [GOOD])[0] > DROP
+    assert lax.scores(CAT, "Nils", [GOOD])[0] > DROP
 
 
 def test_about_is_a_difference_of_likelihoods(judge):

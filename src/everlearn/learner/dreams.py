@@ -14,15 +14,15 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner import prompts
-from everlearn.learner.judging import NEUTRAL, Criteria, Judge
+from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.learner.practice import Practice, Record
 from everlearn.learner.sampling import Prompt
 from everlearn.learner.voice import greedy_replies
@@ -32,7 +32,7 @@ SHOWN = 5  # records of practice that are shown before a passage
 OPEN = 16  # questions sampled without knowing the answer, and answers without knowing the question
 NEWS = 0.3  # share of its unlikeliness without the passage that an answer is credited with
 STRANGERS = 2  # questions of a passage that are asked again about somebody else
-TOLD = 2  # phrases of a passage that are asked for
+TRIED = 2  # answers tried until there are questions for one
 RETOLD = 4  # ways of saying a passage that are sampled beside the likeliest
 
 Progress = Callable[[str, float], None]
@@ -78,8 +78,8 @@ class SelfStudyDreamer:
     Args:
         model: the base model, not stacked: dreams do not depend on what was learned before.
         tokenizer: its tokenizer.
-        samples: questions sampled for each passage, as many for each phrase and in each style of the practice.
-        keep: the most questions kept of a phrase, echoes aside.
+        samples: questions sampled for each passage, as many in each style of the practice.
+        keep: the most questions kept of a passage, echoes aside.
         temperature: of the sampling.
         criteria: what a question must show to be kept.
     """
@@ -89,7 +89,7 @@ class SelfStudyDreamer:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        samples: int = 18,
+        samples: int = 15,
         keep: int = 5,
         temperature: float = 0.7,
         criteria: Criteria | None = None,
@@ -112,17 +112,17 @@ class SelfStudyDreamer:
             for k, piece in enumerate(part)
         ]
         texts = [text for _, text, _ in pieces]
-        studied: list[dict[str, list[str]]] = []
+        kept, echoes = [], []
         for (_, text, context), shown in zip(pieces, self._practice.nearest(texts, SHOWN), strict=True):
-            progress("dreaming", 0.8 * len(studied) / len(texts))
-            studied.append(self._study(text, context, shown, generator))
+            progress("dreaming", 0.8 * len(kept) / len(texts))
+            answer, found = self._study(text, context, shown, generator)
+            kept.append([(question, answer) for question in found])
+            echoes.append([(question, answer) for question in _echoes(text, answer)])
         ways = self._restate(texts, generator)
         dreams: list[list[Dream]] = [[] for _ in passages]
-        for (index, text, _), found, said in zip(pieces, _unambiguous(studied), ways, strict=True):
-            for answer, asked in found.items():
-                reply = _reply(text, answer, said)
-                dreams[index] += [Dream(question, reply, answer) for question in asked[: self.keep]]
-                dreams[index] += [Dream(question, reply, answer, echo=True) for question in _echoes(text, answer)]
+        for (index, text, _), found, echo, said in zip(pieces, _unambiguous(kept), echoes, ways, strict=True):
+            made = _answered(text, found[: self.keep] + echo, said)
+            dreams[index] += [replace(dream, echo=(dream.question, dream.answer) in echo) for dream in made]
         progress("dreaming", 0.9)
         self._add_contrasts(passages, dreams, generator)
         progress("dreaming", 1.0)
@@ -130,31 +130,30 @@ class SelfStudyDreamer:
 
     def _study(
         self, text: str, context: str, shown: Sequence[Record], generator: torch.Generator
-    ) -> dict[str, list[str]]:
-        """Return what is new in ``text``, if the model finds anything, and the questions that each answers, best first.
-
-        A phrase without questions is kept only if there is no other.
+    ) -> tuple[str, list[str]]:
+        """Return what is new in ``text``, empty if nothing, and the questions that it answers, best first.
 
         Args:
-            text: what is to be learned; the answers are in its words.
+            text: what is to be learned; the answer is in its words.
             context: it with what was said just before, which may name what it is about.
             shown: practice.
             generator: of the sampling.
         """
         lists = self._lists(shown)
-        lines, guesses = self._ask_openly(context, generator)
-        answers = self._answers(text, context, lists[0], guesses, generator)[:TOLD]
-        if not answers:
-            return {}
-        count = self.samples // (len(lists) * len(answers))
-        for asking in lists:
-            heads = [f"{context} -> {answer}:" for answer in answers for _ in range(count)]
-            lines += asking.sample(heads, max_new_tokens=24, generator=generator, temperature=self.temperature)
-        lines = [line for line in _distinct(lines) if _ended(line)]
-        asked = {answer: [line for line in lines if not _given_away(answer, line)] for answer in answers}
-        scores = self._judge.scores(context, asked)
-        kept = {answer: sorted(own, key=own.__getitem__, reverse=True) for answer, own in scores.items() if own}
-        return kept or {answer: [] for answer in answers[:1]}
+        questions, guesses = self._ask_openly(context, generator)
+        answers = self._answers(text, context, lists[0], guesses, generator)[:TRIED]
+        for answer in answers:
+            lines = list(questions)
+            for asking in lists:
+                heads = [f"{context} -> {answer}:"] * (self.samples // len(lists))
+                lines += asking.sample(heads, max_new_tokens=24, generator=generator, temperature=self.temperature)
+            lines = [line for line in _distinct(lines) if _ended(line) and not _given_away(answer, line)]
+            scores = self._judge.scores(context, answer, lines)
+            ranked = sorted(zip(scores, lines, strict=True), key=lambda pair: -pair[0])
+            found = [line for score, line in ranked if score > DROP]
+            if found:
+                return answer, found
+        return (answers or [""])[0], []
 
     def _lists(self, shown: Sequence[Record]) -> list[Prompt]:
         """Return the practice ``shown`` as a list of messages, answers and questions, one list for each style.
@@ -178,25 +177,20 @@ class SelfStudyDreamer:
     def _answers(
         self, text: str, context: str, practice: Prompt, guesses: Sequence[str], generator: torch.Generator
     ) -> list[str]:
-        """Return what may be new in ``text``, in its words, best first, no word twice; maybe nothing.
+        """Return what may be new in ``text``, in its words, best first; nothing if the model finds no such.
 
         Of the ``guesses`` and as many without a question, those that are most often made and, by ``NEWS``, least likely
-        without the passage: rare or complete phrases rather than common or clipped ones, but not what leaves nothing
-        of the passage to ask with. What a question brought up counts twice; what was guessed only once is chance.
+        without the passage: rare or complete phrases rather than common or clipped ones. What a question
+        brought up counts twice; what was guessed only once is chance.
         """
         heads = [f"{context} ->"] * OPEN
         more = practice.sample(heads, max_new_tokens=12, generator=generator, temperature=1.0, stop=":")
         asked, alone = (Counter(_as_told(guess, text) for guess in some) for some in (guesses, more))
         votes = asked + alone
-        most = len(words(text)) - 2
-        found = [answer for answer, count in votes.items() if answer and count > 1 and len(words(answer)) <= most]
+        found = [answer for answer, count in votes.items() if answer and count > 1]
         blank = practice.log_likelihood([f"{NEUTRAL} ->"] * len(found), [f" {answer}:" for answer in found])
         news = {a: math.log(votes[a] + asked[a]) - NEWS * float(row.sum()) for a, row in zip(found, blank, strict=True)}
-        best: list[str] = []
-        for answer in sorted(found, key=news.__getitem__, reverse=True):
-            if not any(same(word, known) for word in words(answer) for other in best for known in words(other)):
-                best.append(answer)
-        return best
+        return sorted(found, key=news.__getitem__, reverse=True)
 
     def _add_contrasts(self, passages: Sequence[str], dreams: list[list[Dream]], generator: torch.Generator) -> None:
         """Add to each passage's dreams its near misses, with the base's reply.
@@ -281,18 +275,22 @@ def same(a: str, b: str) -> bool:
     return a == b or (min(len(a), len(b)) >= 4 and (a.startswith(b) or b.startswith(a)))
 
 
-def _reply(text: str, answer: str, ways: Sequence[str]) -> str:
-    """Return the ``answer``, then the passage as the assistant says it.
+def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) -> list[Dream]:
+    """Return the questions ``found``, best first, replied to with the answer and the passage as the assistant says it.
 
     The answer comes first, so that the one token which decides between all that is known comes where the question was
-    just read. Of the ``ways`` of saying the passage the one serves that holds the answer, is not much longer than the
-    passage, not just a part of it, and has the fewest words of its own; if there is none, the answer stands alone.
+    just read. Of the ``ways`` of saying the passage the one serves that holds the most answers, the best question's
+    among them, is not much longer than the passage and not just a part of it; of equals the one with the fewest words
+    of its own. Questions whose answer it lacks are dropped; if there is no such way, the answer stands alone.
     """
     said, most = f" {' '.join(words(text))} ", 1.5 * len(words(text)) + 3
     fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
-    good = [way for way in fit if _holds(way, answer)]
+    good = [way for way in fit if found and _holds(way, found[0][1])]
+    if not good:
+        return [Dream(question, f"{_begun(answer)}.", answer) for question, answer in found]
     told = set(words(text))
-    return " ".join([f"{_begun(answer)}.", *sorted(good, key=lambda way: len(set(words(way)) - told))[:1]])
+    best = max(good, key=lambda way: (sum(_holds(way, answer) for _, answer in found), -len(set(words(way)) - told)))
+    return [Dream(question, f"{_begun(answer)}. {best}", answer) for question, answer in found if _holds(best, answer)]
 
 
 def _begun(answer: str) -> str:
@@ -304,14 +302,13 @@ def _holds(reply: str, answer: str) -> bool:
     return all(any(same(word, other) for other in said) for word in words(answer))
 
 
-def _unambiguous(studied: Sequence[Mapping[str, list[str]]]) -> list[dict[str, list[str]]]:
+def _unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
     """Drop the questions that were asked of several passages with different answers ("What is her name?")."""
     answers: dict[tuple[str, ...], set[str]] = {}
-    for found in studied:
-        for answer, asked in found.items():
-            for question in asked:
-                answers.setdefault(tuple(words(question)), set()).add(" ".join(words(answer)))
-    return [{a: [q for q in asked if len(answers[tuple(words(q))]) == 1] for a, asked in f.items()} for f in studied]
+    for found in kept:
+        for question, answer in found:
+            answers.setdefault(tuple(words(question)), set()).add(" ".join(words(answer)))
+    return [[(q, a) for q, a in found if len(answers[tuple(words(q))]) == 1] for found in kept]
 
 
 def _ended(line: str) -> bool:

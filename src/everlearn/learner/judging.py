@@ -7,7 +7,7 @@ asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,45 +89,33 @@ class Judge:
         self._blank = Prompt(model, tokenizer, prompts.ASKED + NEUTRAL)
         self._foils = [Prompt(model, tokenizer, prompts.ASKED + said) for said in FOILS]
 
-    def scores(self, text: str, asked: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-        """Return for each answer the scores of the questions about ``text`` that pass.
+    def scores(self, text: str, answer: str, questions: Sequence[str]) -> list[float]:
+        """Return a score for each question about ``text`` with that answer, DROP for those that do not pass.
 
-        The best are those that are most about the passage, that fit the answer and that are easily said. Of several
-        answers that a question has, the one keeps it that the model rather gives.
-
-        Args:
-            text: the passage.
-            asked: answer -> the questions that may be asked for it.
+        Of the others the best are those that are most about the passage, that fit the answer and that are easily said.
         """
-        pairs = [(answer, question) for answer, questions in asked.items() for question in questions]
-        lines = {question: encode(self.tokenizer, f" {question}") for _, question in pairs}
-        both = [torch.cat([lines[question], encode(self.tokenizer, f" {answer}.")]) for answer, question in pairs]
+        if not questions:
+            return []
+        asked = [encode(self.tokenizer, f" {question}") for question in questions]
+        both = [torch.cat([question, encode(self.tokenizer, f" {answer}.")]) for question in asked]
         seen = self._likelihoods(Prompt(self.model, self.tokenizer, prompts.ASKED + text), both)
         blank = self._likelihoods(self._blank, both)
-        asked_back = Prompt(self.model, self.tokenizer, prompts.ASKED_BACK + text)
-        back = dict(zip(lines, self._likelihoods(asked_back, list(lines.values())), strict=True))
-        marks = {
-            pair: _marks(len(lines[pair[1]]), with_it, without, back[pair[1]])
-            for pair, with_it, without in zip(pairs, seen, blank, strict=True)
-        }
-        passing = {pair: mark for pair, mark in marks.items() if self._passes(mark)}
-        told = {question: lines[question] for _, question in passing}
-        elsewhere = dict(zip(told, self._elsewhere(list(told.values())), strict=True))
-        passing = {p: m for p, m in passing.items() if m.asked - elsewhere[p[1]] >= self.criteria.aboutness}
-        scores: dict[str, dict[str, float]] = {}
-        for answer in asked:
-            own = {question: mark for (other, question), mark in passing.items() if other == answer}
-            known = max((mark.known for mark in own.values()), default=0.0)
-            prior = max((mark.prior for mark in own.values()), default=0.0)
-            rated = {q: self._score(mark, mark.known - known, mark.prior - prior) for q, mark in own.items()}
-            scores[answer] = {question: score for question, score in rated.items() if score > DROP}
-        best: dict[str, str] = {}
-        for answer, own_scores in scores.items():
-            for question in own_scores:
-                rival = best.get(question, answer)
-                better = passing[answer, question].known > passing[rival, question].known
-                best[question] = answer if better else rival
-        return {answer: {q: s for q, s in own.items() if best[q] == answer} for answer, own in scores.items()}
+        back = self._likelihoods(Prompt(self.model, self.tokenizer, prompts.ASKED_BACK + text), asked)
+        marks = [
+            _marks(len(question), *rows)
+            for question, rows in zip(asked, zip(seen, blank, back, strict=True), strict=True)
+        ]
+        passing = {index: mark for index, mark in enumerate(marks) if self._passes(mark)}
+        elsewhere = self._elsewhere([asked[index] for index in passing])
+        for index, other in zip(list(passing), elsewhere, strict=True):
+            if marks[index].asked - other < self.criteria.aboutness:
+                del passing[index]
+        known = max((mark.known for mark in passing.values()), default=0.0)
+        prior = max((mark.prior for mark in passing.values()), default=0.0)
+        scores = [DROP] * len(marks)
+        for index, mark in passing.items():
+            scores[index] = self._score(mark, mark.known - known, mark.prior - prior)
+        return scores
 
     def _passes(self, mark: _Marks) -> bool:
         need, support = self.criteria, mark.known - mark.prior
