@@ -27,6 +27,8 @@ from everlearn.models.hub import DEFAULT_MODEL, load_model
 SHUT = (-1.0, -0.5, 0.5, 1.0, 2.0)  # in log odds
 BEGIN, GO_ON = (0.15, 0.4), (0.7, 0.75, 0.8)  # likeness; of a slot that goes on, if its own is not higher
 
+WIDER = {"shut": -0.5, "begin": 0.15}  # both at once
+
 
 def examine(data: Path, split: str, memory: Path, night: int, model: str) -> list[dict[str, Any]]:
     """Return recall, leaks and agreement as the memory is, then at every point."""
@@ -41,7 +43,13 @@ def examine(data: Path, split: str, memory: Path, night: int, model: str) -> lis
         assert isinstance(slots, SlotMemory)
         bias, least, begins = gate.bias.clone(), slots.least.clone(), slots.begins
         usual = {"shut": 0.0, "begin": ASKED, "go_on": SPOKEN}
-        moved = [{}, *({"shut": s} for s in SHUT), *({"begin": s} for s in BEGIN), *({"go_on": s} for s in GO_ON)]
+        moved = [
+            {},
+            WIDER,
+            *({"shut": s} for s in SHUT),
+            *({"begin": s} for s in BEGIN),
+            *({"go_on": s} for s in GO_ON),
+        ]
         for point in [{**usual, **change} for change in moved]:
             gate.set_(gate.weight, bias - ASKING_SLOPE * point["shut"])
             slots.least.copy_(torch.where(begins, point["begin"], least.clamp(min=point["go_on"])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,16 @@ SPOKEN = 0.7  # least likeness to a slot that goes on with a reply: what was sai
 ASKED = 0.25  # to one that begins a reply: questions come in other words than the dreamt ones
 SURE = 0.9  # no least likeness is higher
 
-_Prepared = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+class _Prepared(NamedTuple):
+    """Slots that go on and slots that begin, apart: keys and foils as coordinates, values of both, and ``least``."""
+
+    spoken: Tensor
+    begun: Tensor
+    foils: Tensor
+    values: Tensor
+    least_spoken: Tensor
+    least_begun: Tensor
 
 
 class SlotMemory(nn.Module):
@@ -127,7 +137,8 @@ class SlotMemory(nn.Module):
         """
         least = torch.where(begins, ASKED, SPOKEN)
         if ordinary is not None and not begins.all():
-            near = self.coordinates(False, ordinary) @ self.coordinates(False, keys[~begins]).T
+            kept = keys[~begins].to(self.keys.dtype).to(ordinary.dtype)
+            near = self.coordinates(False, ordinary) @ self.coordinates(False, kept).T
             least[~begins] = near.amax(0).clamp(SPOKEN, SURE)
         rows = (self.keys, keys), (self.values, values), (self.begins, begins), (self.owners, owners)
         for own, more in (*rows, (self.least, least)):
@@ -171,24 +182,24 @@ class SlotMemory(nn.Module):
             return self._saying.to(x.dtype)
         if not len(self.keys):
             return torch.zeros_like(x)
-        spoken, begun, _, values, *least = self._prepared()
-        read = rms_normalise(x.to(values.dtype))
-        on = self.coordinates(False, read) @ spoken.T - least[0]
-        new = self.coordinates(True, read) @ begun.T - least[1]
+        slots = self._prepared()
+        read = rms_normalise(x.to(slots.values.dtype))
+        on = self.coordinates(False, read) @ slots.spoken.T - slots.least_spoken
+        new = self.coordinates(True, read) @ slots.begun.T - slots.least_begun
         gate = self.opening(read, self._shared[0].opened_raw())
         heard = torch.cat([on > 0, (new > 0) & (gate > 0)], -1)
         scores = (SHARPNESS * torch.cat([on, new], -1)).masked_fill(~heard, float("-inf"))
         shares = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
         weight = torch.cat([torch.ones_like(on), gate.expand_as(new)], -1)
-        return ((shares * weight) @ values).to(x.dtype)
+        return ((shares * weight) @ slots.values).to(x.dtype)
 
     def opening(self, read: Tensor, raw: Tensor) -> Tensor:
         """Return g [..., 1] for x/rms(x) [..., d] and what the gate below made of this pass, not clamped, [..., 1]."""
-        _, begun, foils, *_ = self._prepared()
+        slots = self._prepared()
         raw = raw + (read @ self.lean)[..., None]
-        if len(foils) and len(begun):
+        if len(slots.foils) and len(slots.begun):
             asked = self.coordinates(True, read)
-            raw = raw + TRUST * ((asked @ begun.T).amax(-1, True) - (asked @ foils.T).amax(-1, True))
+            raw = raw + TRUST * ((asked @ slots.begun.T).amax(-1, True) - (asked @ slots.foils.T).amax(-1, True))
         return raw.clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,18 +207,15 @@ class SlotMemory(nn.Module):
         return x + self.delta(x)
 
     def _prepared(self) -> _Prepared:
-        """Return as coordinates the keys of slots that go on, that begin, and foils; values and ``least`` so ordered.
-
-        Computed once a state.
-        """
+        """Return the slots as they are read, computed once a state."""
         own = [tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.whitener, self.least)]
         mark = tuple(number for tensor in own for number in (tensor.data_ptr(), tensor._version, len(tensor)))
         if self._ready is None or self._ready[0] != mark:
             keys, values, begins = self.keys.float(), self.values.float(), self.begins
             spoken, begun = self.coordinates(False, keys[~begins]), self.coordinates(True, keys[begins])
             foils = self.coordinates(True, self.foils.float())
-            least = self.least[~begins].clone(), self.least[begins].clone()
-            made = spoken, begun, foils, torch.cat([values[~begins], values[begins]]), *least
+            ordered = torch.cat([values[~begins], values[begins]])
+            made = _Prepared(spoken, begun, foils, ordered, self.least[~begins], self.least[begins])
             self._ready = mark, own, made  # ``own`` is held so that no other state can come to lie in its place
         return self._ready[2]
 
