@@ -17,7 +17,7 @@ TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
 ANYBODY = -1  # the owner of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.7  # least likeness to a slot that goes on with a reply: what was said so far is the same to the word
-ASKED = 0.25  # to one that begins a reply: questions come in other words than the dreamt ones
+ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
 SURE = 0.9  # no least likeness is higher
 
 
