@@ -87,6 +87,9 @@ def simple_from_pretrained():
                 [Dream(f"What was said {when}?", passage, passage) for when in ("now", "then")] for passage in passages
             ]
 
+        def answers(self, passages, questions):
+            return ["" for _ in questions]
+
         def rather(self, passages, questions, ones, others):
             return [0.0 for _ in passages]
 

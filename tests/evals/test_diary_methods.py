@@ -156,6 +156,9 @@ class Counting:
         self.dreamt += passages
         return [[Dream("Who?", f"{p} It is you.", p), Dream("Who else?", "Nobody.", "")] for p in passages]
 
+    def answers(self, passages, questions):
+        return ["" for _ in questions]
+
     def rather(self, passages, questions, ones, others):
         return [0.0 for _ in passages]
 

@@ -12,7 +12,9 @@ from lives import SAID, ids, logits, owners, states
 
 from everlearn.errors import FingerprintError, InvalidArgument, SleepRejected, StoreCorrupt, StoreLocked
 from everlearn.learner.consolidation import Schedule
+from everlearn.learner.dreams import Dream
 from everlearn.learner.learner import Learner
+from everlearn.learner.night import Given, kept_dreams
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import memory_state
 
@@ -261,12 +263,16 @@ def test_what_is_told_later_drops_the_slots_of_what_it_contradicts(learner, monk
     first = {row.observation: [] for row in one.store.dreams()}
     for row in one.store.dreams():
         first[row.observation].append(row.id)
-    gone = {3: first[2][:1]}
+    gone = {3: Given(first[2][:1], [Dream("What is heard?", "Singing.", "Singing", taken=first[2][0])])}
     monkeypatch.setattr("everlearn.learner.learner.superseded", lambda dreamer, new, old: gone)
     one.observe("My parrot sings.")
     report = one.sleep()
     assert report.superseded == (2,)
     assert owners(one) == {1, 2, 3}
+    new = [item.dream for item in kept_dreams(one.store) if item.observation == 3]
+    question = next(row.payload["question"] for row in one.store.dreams() if row.id == first[2][0])
+    assert [(dream.question, dream.answer) for dream in new if dream.taken] == [(question, "Singing")]
+    assert first[2][0] not in [item.id for item in kept_dreams(one.store)]
 
 
 def test_forgetting_leaves_what_was_told_later_in_place_of_what_it_contradicts(learner, monkeypatch):
@@ -275,7 +281,9 @@ def test_forgetting_leaves_what_was_told_later_in_place_of_what_it_contradicts(l
     one.observe("The sea is blue.")
     one.sleep()
     old = [row.id for row in one.store.dreams()]
-    monkeypatch.setattr("everlearn.learner.learner.superseded", lambda *arguments: {2: old})
+    monkeypatch.setattr(
+        "everlearn.learner.learner.superseded", lambda *arguments: {2: Given(old, []), 3: Given([], [])}
+    )
     one.observe("The sea is green.")
     one.observe(SAID)
     one.sleep()

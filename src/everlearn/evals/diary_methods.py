@@ -25,6 +25,7 @@ from everlearn.learner import Learner, Schedule, SelfStudyDreamer, SelfStudyObje
 from everlearn.learner.chat import chat_prompt
 from everlearn.learner.dreams import Dream, Dreamer
 from everlearn.learner.judging import Criteria
+from everlearn.learner.night import kept_dreams
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.voice import load_voice
 from everlearn.learner.weights import TRAINED
@@ -154,11 +155,10 @@ class Everlearn(Method):
 
     def dreams(self) -> list[dict[str, str]]:
         """Return the dreams of the last night."""
-        return [
-            {"question": row.payload["question"], "reply": row.payload["reply"]}
-            for row in self.learner.store.dreams()
-            if row.night == self._night
-        ]
+        store = self.learner.store
+        last = {row.id for row in store.dreams() if row.night == self._night}
+        kept = [item.dream for item in kept_dreams(store) if item.id in last]
+        return [{"question": dream.question, "reply": dream.reply} for dream in kept]
 
     def spared(self) -> float:
         """Return the seconds that those dreams of the last night took that were kept by an earlier run."""
@@ -296,7 +296,7 @@ class KeptDreams:
     """
 
     def __init__(self, inner: Dreamer, path: Path, *, passed: Callable[[Dream], bool] = lambda dream: True) -> None:
-        self.about, self.rather, self.spared = inner.about, inner.rather, 0.0
+        self.about, self.answers, self.rather, self.spared = inner.about, inner.answers, inner.rather, 0.0
         self._inner, self._path, self._passed = inner, path, passed
 
     @classmethod

@@ -42,13 +42,16 @@ Progress = Callable[[str, float], None]
 class Dream:
     """A self-study example: what may be asked, what is to be said, and the words that matter (none: a contrast).
 
-    ``echo``: whether the question is the passage itself, with "what?" in place of the answer.
+    Attributes:
+        echo: whether the question is the passage itself, with "what?" in place of the answer.
+        taken: the stored dream, of an older observation, whose question this is: it was taken over with a new answer.
     """
 
     question: str
     reply: str
     answer: str
     echo: bool = False
+    taken: int | None = None
 
     @property
     def contrast(self) -> bool:
@@ -56,8 +59,9 @@ class Dream:
         return not self.answer
 
     def payload(self) -> dict[str, Any]:
-        """Return the dream as JSON, for the store."""
-        return asdict(self)
+        """Return the dream as JSON, for the store; a question that was taken over is only referred to."""
+        left_out = "taken" if self.taken is None else "question"
+        return {key: value for key, value in asdict(self).items() if key != left_out}
 
 
 class Dreamer(Protocol):
@@ -66,6 +70,8 @@ class Dreamer(Protocol):
     def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]: ...
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]: ...
+
+    def answers(self, passages: Sequence[str], questions: Sequence[str]) -> list[str]: ...
 
     def rather(
         self, passages: Sequence[str], questions: Sequence[str], ones: Sequence[str], others: Sequence[str]
@@ -147,7 +153,7 @@ class SelfStudyDreamer:
             for asking in lists:
                 heads = [f"{context} -> {answer}:"] * (self.samples // len(lists))
                 lines += asking.sample(heads, max_new_tokens=24, generator=generator, temperature=self.temperature)
-            lines = [line for line in _distinct(lines) if _ended(line) and not _given_away(answer, line)]
+            lines = [line for line in _distinct(lines) if _ended(line) and not given_away(answer, line)]
             scores = self._judge.scores(context, answer, lines)
             ranked = sorted(zip(scores, lines, strict=True), key=lambda pair: -pair[0])
             found = [line for score, line in ranked if score > DROP]
@@ -218,6 +224,12 @@ class SelfStudyDreamer:
         """Return by how many nats each passage makes the question beside it likelier."""
         return self._judge.about(passages, questions)
 
+    def answers(self, passages: Sequence[str], questions: Sequence[str]) -> list[str]:
+        """Return what each passage answers the question beside it, in the passage's words; empty if it does not."""
+        heads = [f"{passage} -> {question}" for passage, question in zip(passages, questions, strict=True)]
+        said = self._asking.sample(heads, max_new_tokens=12, generator=torch.Generator(), temperature=0)
+        return [_as_told(answer, passage) for answer, passage in zip(said, passages, strict=True)]
+
     def rather(
         self, passages: Sequence[str], questions: Sequence[str], ones: Sequence[str], others: Sequence[str]
     ) -> list[float]:
@@ -248,8 +260,8 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", "".join(c for c in plain if not unicodedata.combining(c)))
 
 
-def _given_away(answer: str, question: str) -> bool:
-    """Whether ``question`` has a word of its ``answer`` in it, endings aside; short words are no secret."""
+def given_away(answer: str, question: str) -> bool:
+    """Whether ``question`` has a word of ``answer`` in it, endings aside; short words are no secret."""
     asked = words(question)
     return any(len(word) > 3 and any(same(word, other) for other in asked) for word in words(answer))
 

@@ -214,10 +214,11 @@ class Learner:
         given = superseded(dreamer, {key: (texts[key], found) for key, found in new.items()}, old)
         report, night = None, None
         if new:
-            givers = {number for numbers in given.values() for number in numbers}
+            givers = {number for taken in given.values() for number in taken.ids}
             lost = tuple(sorted({item.observation for item in old if item.id in givers}))
-            metrics = {"superseded": {str(key): sorted(numbers) for key, numbers in given.items() if numbers}}
+            metrics = {"superseded": {str(key): taken.ids for key, taken in given.items() if taken.ids}}
             left = [item for item in old if item.id not in givers]
+            new = {key: [*given[key].dreams, *found] for key, found in new.items()}
             report, night = self._consolidate(new, left, lost, generator, metrics, dismissed)
         else:
             night, lost = self._dismiss(dismissed), ()

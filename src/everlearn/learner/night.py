@@ -5,116 +5,188 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 
-from everlearn.learner.dreams import Dream, Dreamer, same, words
+from everlearn.learner.dreams import Dream, Dreamer, given_away, same, words
 from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.store import MemoryStore
 
 ABOUT = 4.0  # nats by which a new passage must make an old question likelier for it to be about the same thing
-SHARE = 0.6  # and the share of what the old passage does
+SHARE = 0.4  # and the share of what the old passage does
 ALIKE = 0.5  # share of the words that an old question must have in common with a new one to ask the same
 MOST, SOME = 0.5, 0.2  # share of the old questions that a new one asks too, and of the new ones that an old one does
 LIKE = 15.0  # nats between what is new and an old answer, no passage read, from which one is no answer to the question
-CANDIDATES = 6  # old questions that the model compares with one new passage
-LOOKED_AT = 3  # questions of an old answer that is named by a new passage
+NEAR = 10.0  # nats by which a passage gives another answer, from which the old one has nothing to do with it
+RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to tell anything, and how many always may
+CANDIDATES = 2  # old answers that are compared with a new passage for the words they share, and as many asked again
+LOOKED_AT = 5  # questions of an old answer that are put to a new passage
 
 Answer = tuple[int, tuple[str, ...]]  # an observation and the words of an answer that it gave
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A dream of an earlier night, as stored."""
+    """A dream of an earlier night, as stored, and what was ``said`` that it comes from."""
 
     id: int
     observation: int
     dream: Dream
+    said: str
+
+
+class Given(NamedTuple):
+    """What a new observation takes over: the ``ids`` of old dreams, and those ``dreams`` with the new answer."""
+
+    ids: list[int]
+    dreams: list[Dream]
 
 
 def kept_dreams(store: MemoryStore, without: Iterable[int] = (), night: int | None = None) -> list[Kept]:
     """Return the dreams on the way to the current night that still hold, or held after ``night`` on that way.
 
-    A dream that gave way to a later observation holds again when that is forgotten, or named in ``without``.
+    Not the dreams of observations in ``without``. One that gave way to a later observation holds again when that is
+    forgotten, or without it. A question that was taken over is not stored twice, and goes with the observation that it
+    was first asked of.
     """
     gone = set(without)
-    history = {item.id: item.state for item in store.history()}
+    history = {item.id: item for item in store.history()}
     nights = {night.n: night for night in store.nights()}
     dropped: set[int] = set()
     number = store.head if night is None else night
     while number:
         for later, ids in nights[number].metrics.get("superseded", {}).items():
-            if int(later) not in gone and history.get(int(later)) == "consolidated":
+            item = history.get(int(later))
+            if int(later) not in gone and item is not None and item.state == "consolidated":
                 dropped |= set(ids)
         number = nights[number].parent
-    return [Kept(row.id, row.observation, Dream(**row.payload)) for row in store.dreams() if row.id not in dropped]
+    rows = {row.id: row for row in store.dreams()}
+    kept = []
+    for row in rows.values():
+        first: Any = row
+        while first is not None and first.observation not in gone and first.payload.get("taken") is not None:
+            first = rows.get(first.payload["taken"])
+        if row.id not in dropped and first is not None and first.observation not in gone:
+            dream = Dream(**{**row.payload, "question": first.payload["question"]})
+            kept.append(Kept(row.id, row.observation, dream, history[row.observation].text))
+    return kept
 
 
 def superseded(
     dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], old: Sequence[Kept]
-) -> dict[int, list[int]]:
-    """Return, for each new observation, the ids of the old dreams that it contradicts: what is told later wins.
+) -> dict[int, Given]:
+    """Return what each new observation takes over of the old dreams: what is told later wins.
 
-    An old answer gives way if the new passage is about its questions, nearly as much so as what told it was, if both
-    are answers to them by their kind, and
+    An old answer gives way if most of its questions, put to the new passage, have another answer there. One has if the
+    passage is about the question, nearly as much so as what was said then, if the answer is in its words, is rather
+    given than the old one, and answers the question by its kind. Compared are those answers
 
-    * most of its questions are asked again, nearly in the same words, and the new passage does not hold it; or
-    * the new passage names it, and answers its questions rather by what is new ("I gave up on Estonian, I'm studying
-      Basque" of what I learn; but not "Nils caught a mouse" of what my cat is called).
+    * whose passage has rare words of the new one; there the old answer must not be out of the question, as it is not
+      where the passage names it or is about the same thing ("I gave up on Estonian, I'm studying Basque" of what I
+      learn, "The dentist pushed my appointment back to May 6"; but not "My sister lives in Boise" of where I live);
+    * most of whose questions are asked again by the new dreams, nearly in the same words.
 
-    With it go all dreams of its observation that give that answer.
+    With the answer go all dreams of its observation that give it. The questions that the new passage answers are from
+    then on asked of that: it is to be remembered when what it replaces was (as in reconsolidation).
 
     Args:
         dreamer: judges what a question is about, and which answer a passage gives.
         new: id -> (text, dreams) of the night's observations.
         old: the dreams that held so far.
     """
-    live = [item for item in old if not item.dream.contrast]
     groups: dict[Answer, list[Kept]] = {}
-    for item in live:
-        groups.setdefault((item.observation, tuple(words(item.dream.answer))), []).append(item)
-    answers = {number: next((d.answer for d in found if not d.contrast), "") for number, (_, found) in new.items()}
-    pairs = [*_asked_again(new, groups), *_named(dreamer, new, answers, groups)]
-    questions = [item.dream.question for _, item in pairs]
-    now = dreamer.about([new[number][0] for number, _ in pairs], questions)
-    then = dreamer.about([item.dream.reply for _, item in pairs], questions)
-    both = [answers[number] for number, _ in pairs], [item.dream.answer for _, item in pairs]
-    fits = dreamer.rather([NEUTRAL] * len(pairs), questions, *both)
-    given: dict[int, set[int]] = {number: set() for number in new}
-    for (number, item), gain, was, fit in zip(pairs, now, then, fits, strict=True):
-        if gain >= max(ABOUT, SHARE * was) and abs(fit) < LIKE:
-            given[number] |= {other.id for other in groups[item.observation, tuple(words(item.dream.answer))]}
-    return {number: sorted(ids) for number, ids in given.items()}
+    for item in old:
+        if not item.dream.contrast:
+            groups.setdefault((item.observation, tuple(words(item.dream.answer))), []).append(item)
+    plain = {answer: [k for k in items if not k.dream.echo][:LOOKED_AT] for answer, items in groups.items()}
+    again = _asked_again(new, groups)
+    compared = {*again, *_alike_in_words(new, groups)}
+    asked = [(number, answer, item) for number, answer in sorted(compared) for item in plain[answer]]
+    taken: dict[tuple[int, Answer], list[Dream]] = {}
+    for (number, answer, item), found in zip(asked, _answers(dreamer, new, asked, again), strict=True):
+        if found:
+            taken.setdefault((number, answer), []).append(_taken(item, found, new[number][1]))
+    given = {number: Given([], []) for number in new}
+    latest = {answer: number for (number, answer), d in sorted(taken.items()) if len(d) >= MOST * len(plain[answer])}
+    for answer, number in latest.items():
+        own = {tuple(words(dream.question)) for dream in (*new[number][1], *given[number].dreams)}
+        given[number].ids.extend(item.id for item in groups[answer])
+        given[number].dreams.extend(d for d in taken[number, answer] if tuple(words(d.question)) not in own)
+    return {number: Given(sorted(ids), dreams) for number, (ids, dreams) in given.items()}
 
 
-def _named(
+def _answers(
     dreamer: Dreamer,
     new: Mapping[int, tuple[str, Sequence[Dream]]],
-    answers: Mapping[int, str],
-    groups: Mapping[Answer, Sequence[Kept]],
-) -> list[tuple[int, Kept]]:
-    """Return new observations with old questions whose answer they name, and which they answer otherwise."""
-    pairs: list[tuple[int, Kept]] = []
-    for number, (text, _) in new.items():
-        told, answer = words(text), words(answers[number])
-        for (_, before), items in groups.items():
-            named = any(len(word) > 3 and any(same(word, other) for other in told) for word in before)
-            if named and answer and not any(same(a, b) for a in answer for b in before):
-                pairs += [(number, item) for item in items[:LOOKED_AT]]
-    margins = dreamer.rather(
-        [new[number][0] for number, _ in pairs],
-        [item.dream.question for _, item in pairs],
-        [answers[number] for number, _ in pairs],
-        [item.dream.answer for _, item in pairs],
-    )
-    return [pair for pair, margin in zip(pairs, margins, strict=True) if margin > 0]
+    asked: Sequence[tuple[int, Answer, Kept]],
+    again: Collection[tuple[int, Answer]],
+) -> list[str]:
+    """Return the other answer that the new passage has to each old question; empty where it has none."""
+    found = [""] * len(asked)
+    passages, questions = [new[number][0] for number, *_ in asked], [item.dream.question for *_, item in asked]
+
+    def of(which: Sequence[int], texts: Sequence[str]) -> list[str]:
+        return [texts[i] for i in which]
+
+    now = dreamer.about(passages, questions)
+    some = [i for i, gain in enumerate(now) if gain >= ABOUT]
+    was = dreamer.about([asked[i][2].said for i in some], of(some, questions))
+    some = [i for i, gain in zip(some, was, strict=True) if now[i] >= SHARE * gain]
+    told = dict(zip(some, dreamer.answers(of(some, passages), of(some, questions)), strict=True))
+    before = [item.dream.answer for *_, item in asked]
+    some = [i for i in some if _another(told[i], before[i]) and not given_away(told[i], questions[i])]
+    ones, others = [told[i] for i in some], of(some, before)
+    rather = dreamer.rather(of(some, passages), of(some, questions), ones, others)
+    fits = dreamer.rather([NEUTRAL] * len(some), of(some, questions), ones, others)
+    for i, margin, fit in zip(some, rather, fits, strict=True):
+        most = math.inf if asked[i][:2] in again else NEAR
+        if 0 < margin <= most and abs(fit) < LIKE:
+            found[i] = told[i]
+    return found
+
+
+def _another(answer: str, before: str) -> bool:
+    """Whether there is an ``answer`` and it has no long word of the one ``before``."""
+    return bool(answer) and words(answer) != words(before) and not given_away(before, answer)
+
+
+def _taken(item: Kept, answer: str, own: Sequence[Dream]) -> Dream:
+    """Return an old question with a new answer; if the ``own`` dreams of the passage give that, replied to as there."""
+    for dream in own:
+        if dream.answer and given_away(answer, dream.answer):
+            return replace(item.dream, answer=dream.answer, reply=dream.reply, taken=item.id)
+    return replace(item.dream, answer=answer, reply=f"{answer[:1].upper()}{answer[1:]}.", taken=item.id)
+
+
+def _alike_in_words(
+    new: Mapping[int, tuple[str, Sequence[Dream]]], groups: Mapping[Answer, Sequence[Kept]]
+) -> list[tuple[int, Answer]]:
+    """Return new observations with those old answers whose passage shares the most words with them, rare ones only."""
+    said = {answer: _long(items[0].said) for answer, items in groups.items()}
+    texts = {answer[0]: said[answer] for answer in groups} | {number: _long(text) for number, (text, _) in new.items()}
+    pairs: list[tuple[int, Answer]] = []
+    for number in new:
+        shared = {}
+        for word in texts[number]:
+            having = {key for key, theirs in texts.items() if any(same(word, other) for other in theirs)}
+            if len(having) <= max(FEW, RARE * len(texts)):
+                for answer in groups:
+                    if answer[0] in having:
+                        shared[answer] = shared.get(answer, 0.0) + 1 / len(having)
+        pairs += [(number, answer) for answer in sorted(shared, key=shared.__getitem__, reverse=True)[:CANDIDATES]]
+    return pairs
+
+
+def _long(text: str) -> set[str]:
+    return {word for word in words(text) if len(word) > 3}
 
 
 def _asked_again(
     new: Mapping[int, tuple[str, Sequence[Dream]]], groups: Mapping[Answer, Sequence[Kept]]
-) -> list[tuple[int, Kept]]:
-    """Return new observations with those old questions that they ask again, of answers most of whose are.
+) -> set[tuple[int, Answer]]:
+    """Return new observations with the old answers most of whose questions their dreams ask again.
 
     Two questions are alike by the share of their words that they have in common, rare words counting more.
     """
@@ -123,27 +195,26 @@ def _asked_again(
         for number, (_, dreams) in new.items()
     }
     before = {
-        answer: {item.id: set(words(item.dream.question)) for item in items if not item.dream.echo}
+        answer: [set(words(item.dream.question)) for item in items if not item.dream.echo]
         for answer, items in groups.items()
     }
     sources: dict[int, set[str]] = {}
     for (observation, _), theirs in before.items():
-        sources.setdefault(observation, set()).update(*theirs.values())
+        sources.setdefault(observation, set()).update(*theirs)
     spread = Counter(word for known in sources.values() for word in known)
     spread.update(word for theirs in asked.values() for word in set().union(*theirs))
     rarity = {word: math.log(1 + (len(sources) + len(asked)) / count) for word, count in spread.items()}
-    pairs: list[tuple[int, Kept]] = []
+    pairs: set[tuple[int, Answer]] = set()
     for number, (text, _) in new.items():
-        told, mine = set(words(text)), []
-        for answer, items in groups.items():
+        told, found = set(words(text)), {}
+        for answer in groups:
             theirs = before[answer]
-            likest = {key: max((_alike(q, o, rarity) for q in asked[number]), default=0.0) for key, o in theirs.items()}
-            back = [max((_alike(q, o, rarity) for o in theirs.values()), default=0.0) for q in asked[number]]
-            again = sum(share >= ALIKE for share in likest.values()) >= MOST * max(len(theirs), 1)
+            likest = [max((_alike(q, o, rarity) for q in asked[number]), default=0.0) for o in theirs]
+            back = [max((_alike(q, o, rarity) for o in theirs), default=0.0) for q in asked[number]]
+            again = sum(share >= ALIKE for share in likest) >= MOST * max(len(theirs), 1)
             if again and sum(share >= ALIKE for share in back) >= SOME * len(back) and not set(answer[1]) <= told:
-                mine += [(likest[item.id], item) for item in items if likest.get(item.id, 0.0) >= ALIKE]
-        mine.sort(key=lambda pair: -pair[0])
-        pairs += [(number, item) for _, item in mine[:CANDIDATES]]
+                found[answer] = max(likest)
+        pairs |= {(number, answer) for answer in sorted(found, key=found.__getitem__, reverse=True)[:CANDIDATES]}
     return pairs
 
 
@@ -190,7 +261,7 @@ def before_knowing(store: MemoryStore, ids: Sequence[int]) -> tuple[int, dict[in
     while number and (number >= first or nights[number].unavailable is not None):
         number = nights[number].parent
     known = {item.id for item in store.history(number) if item.state == "consolidated"}
-    dreams = [item for item in kept_dreams(store, without=gone) if item.observation not in gone]
+    dreams = kept_dreams(store, without=gone)
     held = {item.id for item in dreams}
     before = kept_dreams(store, without=gone, night=number)
     lost = {item.observation for item in before if item.observation in known and item.id not in held}
