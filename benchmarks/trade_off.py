@@ -25,9 +25,9 @@ from everlearn.memories.slots import ASKED, SPOKEN, SlotMemory
 from everlearn.models.hub import DEFAULT_MODEL, load_model
 
 SHUT = (-1.0, -0.5, 0.5, 1.0, 2.0)  # in log odds
-BEGIN, GO_ON = (0.15, 0.4), (0.7, 0.75, 0.8)  # likeness; of a slot that goes on, if its own is not higher
+BEGIN, GO_ON = (0.25, 0.4), (0.75, 0.8)  # likeness; of a slot that goes on, if its own is not higher
 
-WIDER = {"shut": -0.5, "begin": 0.15}  # both at once
+NARROWER = {"shut": 0.5, "begin": 0.25}  # both at once: the defaults of the fifth round
 
 
 def examine(data: Path, split: str, memory: Path, night: int, model: str) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def examine(data: Path, split: str, memory: Path, night: int, model: str) -> lis
         usual = {"shut": 0.0, "begin": ASKED, "go_on": SPOKEN}
         moved = [
             {},
-            WIDER,
+            NARROWER,
             *({"shut": s} for s in SHUT),
             *({"begin": s} for s in BEGIN),
             *({"go_on": s} for s in GO_ON),
