@@ -143,6 +143,13 @@ def test_rare_words_decide_what_is_alike():
     assert given(Judge(), "my thing3 has the other name of Maxi", many, mine)[0] == [3]
 
 
+def test_questions_of_common_words_are_not_asked_again():
+    """Everybody has a name: Maxi takes nothing from Rex."""
+    many = [kept(i, i, "What is her name?", f"she is Lena{i}") for i in range(10)]
+    assert given(Judge(), "and her name is Maxi", many, dream("What is her name?", "Maxi"))[0] == []
+    assert given(Judge(), "and her name is Maxi", many[:2], dream("What is her name?", "Maxi"))[0] == [0, 1]
+
+
 def test_replay_is_even_over_observations():
     old = [kept(i, i // 10, f"q{i}?", f"a{i}") for i in range(50)]
     chosen = choose_replay(old, 10, torch.Generator().manual_seed(0))

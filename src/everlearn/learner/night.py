@@ -188,7 +188,8 @@ def _asked_again(
 ) -> set[tuple[int, Answer]]:
     """Return new observations with the old answers most of whose questions their dreams ask again.
 
-    Two questions are alike by the share of their words that they have in common, rare words counting more.
+    Two questions are alike by the share of their words that they have in common, rare words counting more. Those of
+    common words alone ("What is her name?") tell nothing.
     """
     asked = {
         number: [set(words(dream.question)) for dream in dreams if not dream.contrast and not dream.echo]
@@ -203,12 +204,14 @@ def _asked_again(
         sources.setdefault(observation, set()).update(*theirs)
     spread = Counter(word for known in sources.values() for word in known)
     spread.update(word for theirs in asked.values() for word in set().union(*theirs))
-    rarity = {word: math.log(1 + (len(sources) + len(asked)) / count) for word, count in spread.items()}
+    total = len(sources) + len(asked)
+    rarity = {word: math.log(1 + total / count) for word, count in spread.items()}
+    rare = {word for word, count in spread.items() if len(word) > 3 and count <= max(FEW, RARE * total)}
     pairs: set[tuple[int, Answer]] = set()
     for number, (text, _) in new.items():
         told, found = set(words(text)), {}
         for answer in groups:
-            theirs = before[answer]
+            theirs = [question for question in before[answer] if question & rare]
             likest = [max((_alike(q, o, rarity) for q in asked[number]), default=0.0) for o in theirs]
             back = [max((_alike(q, o, rarity) for o in theirs), default=0.0) for q in asked[number]]
             again = sum(share >= ALIKE for share in likest) >= MOST * max(len(theirs), 1)
