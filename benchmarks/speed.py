@@ -1,7 +1,8 @@
 """What HOPE costs, as ratios within one run: ``python -m benchmarks.speed`` (benchmarks.md, suite ``speed``).
 
 Training tokens a second and peak memory (forward and backward), and decode tokens a second against the context length,
-of HOPE, of a Transformer++ of the same size, and of a stack of titans-pytorch's NeuralMemory where that is installed.
+of HOPE, as it is and with its chunks compiled, of a Transformer++ of the same size, and of a stack of titans-pytorch's
+NeuralMemory where that is installed.
 Every measurement runs in a process of its own, the models in turn, in several rounds; the medians are compared. With
 one thread, seconds are of the processor (:func:`everlearn.evals.results.compute_clock`): what else runs does not count.
 """
@@ -32,6 +33,7 @@ from everlearn.models.registry import build as build_model
 
 VOCAB = 256
 TITANS_CHUNK = 64
+OURS = ("hope", "hope-compiled")
 
 
 class TitansStack(nn.Module):
@@ -60,12 +62,14 @@ class TitansStack(nn.Module):
 
 
 def build(name: str) -> nn.Module:
-    """A model by its name: ``hope``, ``transformer`` or ``titans``."""
+    """A model by its name: ``hope``, ``hope-compiled``, ``transformer`` or ``titans``."""
     torch.manual_seed(0)
     if name == "titans":
         return TitansStack()
-    if name == "hope":
-        return build_model(preset("hope-tiny", vocab_size=VOCAB))
+    if name in OURS:
+        config = preset("hope-tiny", vocab_size=VOCAB)
+        config.memory = {**(config.memory or {}), "compile": name == "hope-compiled"}
+        return build_model(config)
     return build_model(preset("transformer-tiny", vocab_size=VOCAB))
 
 
@@ -145,20 +149,20 @@ def compare(threads: int, rounds: int, kind: str, names: list[str], *arguments: 
 
 
 def ratios(table: dict[str, dict[str, float]]) -> dict[str, float]:
-    """HOPE's figures over every other model's."""
-    ours = table["hope"]
+    """Our figures over every other model's."""
     return {
-        f"{key} / {name}": ours[key] / other[key]
-        for name, other in table.items()
-        if name != "hope"
-        for key in ours
-        if other.get(key)
+        f"{key}, {name} / {other}": table[name][key] / table[other][key]
+        for name in OURS
+        for other in table
+        if name in table and other not in OURS
+        for key in table[name]
+        if table[other].get(key)
     }
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All measurements, printed as they come."""
-    trained = ["hope", "transformer", *(["titans"] if importlib.util.find_spec("titans_pytorch") else [])]
+    trained = [*OURS, "transformer", *(["titans"] if importlib.util.find_spec("titans_pytorch") else [])]
     results: dict[str, Any] = {"training": {}, "decoding": {}}
     for length in args.lengths:
         batch = max(1, args.batch * min(args.lengths) // length)
@@ -166,7 +170,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         results["training"][length] = {"batch": batch, "models": table, "ratios": ratios(table)}
         print(f"training, {batch} x {length}:", json.dumps(results["training"][length], indent=1), flush=True)
     for context in args.contexts:
-        table = compare(args.threads, args.rounds, "decoding", trained[:2], context, args.decode_steps)
+        table = compare(args.threads, args.rounds, "decoding", ["hope", "transformer"], context, args.decode_steps)
         results["decoding"][context] = {"models": table, "ratios": ratios(table)}
         print(f"decoding behind {context}:", json.dumps(results["decoding"][context], indent=1), flush=True)
     return results

@@ -9,6 +9,7 @@ import torch
 
 from everlearn.errors import InvalidArgument
 from everlearn.memories.self_modifying import SelfModifyingConfig, SelfModifyingMemory, SelfModifyingState
+from everlearn.memories.self_modifying_chunk import flattened
 from everlearn.memories.self_modifying_naive import self_modifying_naive
 from everlearn.ops.delta_rule import delta_rule
 
@@ -263,6 +264,54 @@ def test_second_derivatives_and_function_transforms():
         by_autograd = torch.autograd.grad(outer(dict(zip(params, leaves)), recompute), leaves)
         for name, value in zip(params, by_autograd):
             torch.testing.assert_close(value, found[0][name], rtol=1e-7, atol=1e-8)
+
+
+COMPILED = {
+    "as by default": {},
+    "chunks computed again": {"recompute": "chunk"},
+    "two sizes, momentum": {"chunk_size": 2, "projection_chunk_size": 4, "momentum": 0.5},
+}
+
+
+def gradients(made: SelfModifyingMemory, x: torch.Tensor) -> list[torch.Tensor]:
+    """Of the outputs and of the state after them, by all parameters; the outputs come first."""
+    out, state = made(x)
+    loss = out.sin().sum() + sum(p.cos().sum() for p in state.now)
+    return [out, *torch.autograd.grad(loss, list(made.parameters()))]
+
+
+def compiled_equals(monkeypatch, changes, **options) -> list[object]:
+    """Compare a layer with itself, compiled; return what was compiled."""
+    made, x, compiled = layer(**changes), text(length=11), []
+    expected, compile = gradients(made, x), torch.compile
+
+    def counting(function, **given):
+        compiled.append(function)
+        return compile(function, **given, **options)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    flattened.cache_clear()
+    torch.compiler.reset()
+    made.config = made.config.replace(compile=True)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x)[0], expected[0])
+    assert not compiled, "nothing is compiled but for training"
+    torch.testing.assert_close(gradients(made, x), expected)
+    flattened.cache_clear()
+    return compiled
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at every input's
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_equals_itself_with_every_gradient(name, monkeypatch):
+    compiled = compiled_equals(monkeypatch, COMPILED[name], backend="aot_eager")
+    assert 0 < len(compiled) <= 4, "one for each kind of whole chunk, not one a call"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at every input's
+def test_compiled_equals_itself_with_the_compiler(monkeypatch):
+    assert compiled_equals(monkeypatch, {})
 
 
 def test_state_is_a_value():

@@ -12,6 +12,7 @@ chunk, with the parameters at its start (subscript 0), ``x~`` the convolved inpu
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,12 +23,12 @@ from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
 from everlearn.memories.matrix import Params
-from everlearn.memories.self_modifying_chunk import Gates, Inputs, memorize, project
+from everlearn.memories.self_modifying_chunk import Gates, Inputs, flattened, joint_chunk, main_chunk, outer_chunk
 from everlearn.memories.self_modifying_config import SelfModifyingConfig
 from everlearn.memories.self_modifying_plan import Piece, Plan, make_plan
 from everlearn.memories.self_modifying_state import SelfModifyingState
 from everlearn.ops.causal_conv import causal_conv
-from everlearn.ops.recompute import Call, recompute, run
+from everlearn.ops.recompute import recompute, run
 
 __all__ = ["SelfModifyingConfig", "SelfModifyingMemory", "SelfModifyingState"]
 
@@ -243,70 +244,37 @@ class SelfModifyingMemory(nn.Module):
         self, carry: _Carry, features: Tensor, gates: Gates, valid: Tensor | None, piece: Piece
     ) -> tuple[_Carry, Tensor]:
         """All memories over one piece, when they share a chunk size."""
-        config, count = self.config, self.config.projections
-
-        def chunk(start: Params, now: Params, kick: Params, rest: Params) -> tuple[Tensor, ...]:
-            inputs = self._project(tuple(x[:, :count] for x in start), rest)
-            after, read = memorize(config, start, now or None, inputs, kick=kick or None, again=self._again("parts"))
-            assert read is not None
-            return *after, read, inputs.log_decay.sum(-1)
-
         rest = (features, *gates, *(() if valid is None else (valid,)))
-        *after, read, log_keep = self._call(chunk, carry, piece, rest)
+        *after, read, log_keep = self._call(joint_chunk, carry, piece, rest)
         return self._turn(carry, tuple(after), log_keep, piece), read
 
     def _outer(
         self, carry: _Carry, features: Tensor, gates: Gates, valid: Tensor | None, piece: Piece
     ) -> tuple[_Carry, Inputs]:
         """The projections' memories over one piece, and what they make of it."""
-        config = self.config
-
-        def chunk(start: Params, now: Params, kick: Params, rest: Params) -> tuple[Tensor, ...]:
-            inputs = self._project(start, rest)
-            return *memorize(config, start, now or None, inputs, reading=False, again=self._again("parts"))[0], *inputs
-
-        rest = (features, *gates, *(() if valid is None else (valid,)))
-        found = self._call(chunk, carry, piece, rest)
+        found = self._call(outer_chunk, carry, piece, (features, *gates, *(() if valid is None else (valid,))))
         after, inputs = found[: len(carry.start)], Inputs(*found[len(carry.start) :])
         return self._turn(carry, after, inputs.log_decay.sum(-1), piece), inputs
 
     def _main(self, carry: _Carry, inputs: Inputs, piece: Piece) -> tuple[_Carry, Tensor]:
         """The main memory over one piece of its own, smaller chunks."""
-        config = self.config
-
-        def chunk(start: Params, now: Params, kick: Params, rest: Params) -> tuple[Tensor, ...]:
-            again = self._again("parts")
-            after, read = memorize(config, start, now or None, Inputs(*rest), kick=kick or None, again=again)
-            assert read is not None
-            return *after, read
-
-        *after, read = self._call(chunk, carry, piece, inputs)
+        *after, read = self._call(main_chunk, carry, piece, inputs)
         return self._turn(carry, tuple(after), inputs.log_decay.sum(-1), piece), read
-
-    def _project(self, start: Params, rest: Params) -> Inputs:
-        """:func:`project` with features, gates and perhaps the valid slots behind each other in ``rest``."""
-        config, count = self.config, len(start)
-
-        def parts(*tensors: Tensor) -> tuple[Tensor, ...]:
-            features, *more = tensors[count:]
-            return tuple(project(config, tensors[:count], features, Gates(*more[:4]), more[4] if more[4:] else None))
-
-        return Inputs(*self._again("parts")(parts, *start, *rest))
 
     def _call(
         self, chunk: Callable[..., tuple[Tensor, ...]], carry: _Carry, piece: Piece, rest: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """``chunk(start, now, kick, rest)``, kept for the backward by its inputs only where the config says so."""
+        """``chunk(config, start, now, kick, rest)``, kept for the backward by its inputs only where the config says so.
+
+        Compiled are only whole chunks in training: other lengths come in too many sizes.
+        """
+        config, training = self.config, torch.is_grad_enabled()
         groups = (carry.start, () if piece.fresh else carry.now, self._kick(carry), tuple(rest))
-        ends = [sum(len(group) for group in groups[: i + 1]) for i in range(len(groups))]
-
-        def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return chunk(*(tensors[a:b] for a, b in zip([0, *ends], ends)))
-
-        return self._again("chunk")(flat, *(x for group in groups for x in group))
-
-    def _again(self, what: str) -> Call:
-        return recompute if self.config.recompute == what and torch.is_grad_enabled() else run
+        ends = tuple(itertools.accumulate(len(group) for group in groups))
+        whole = piece.end - piece.begin == (config.chunk_size if chunk is main_chunk else config.outer_chunk_size)
+        flat = flattened(chunk, config, ends, config.compile and training and whole)
+        again = recompute if config.recompute == "chunk" and training else run
+        return again(flat, *(x for group in groups for x in group))
 
     def _kick(self, carry: _Carry) -> Params:
         return tuple(self.config.momentum * m for m in carry.momentum)

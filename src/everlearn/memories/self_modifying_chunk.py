@@ -5,6 +5,8 @@ Shapes: ``N`` batch rows times heads, ``n`` memories, ``d`` head size, ``C`` tok
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,9 +16,9 @@ from torch.nn import functional as F
 from everlearn.memories.matrix import Chunk, Params, Trace
 from everlearn.memories.self_modifying_config import SelfModifyingConfig
 from everlearn.ops.delta_rule_chunk import decay_ratios
-from everlearn.ops.recompute import Call, run
+from everlearn.ops.recompute import Call, recompute, run
 
-__all__ = ["Gates", "Inputs", "l2norm", "memorize", "project"]
+__all__ = ["Gates", "Inputs", "flattened", "joint_chunk", "l2norm", "main_chunk", "memorize", "outer_chunk", "project"]
 
 
 class Gates(NamedTuple):
@@ -115,3 +117,62 @@ def memorize(
 
     before, extra = (tuple(x[:, -1] for x in group) for group in (start if now is None else now, kick or ()))
     return after, again(read, inputs.q, ratios, *before, *(x for trace in traces for x in trace), *extra)[0]
+
+
+def joint_chunk(
+    config: SelfModifyingConfig, start: Params, now: Params, kick: Params, rest: Params
+) -> tuple[Tensor, ...]:
+    """All memories over one chunk: their parameters after it, the read ``[N, d, C]`` and the sum of the log decays."""
+    again = _again(config)
+    inputs = _projected(config, tuple(x[:, : config.projections] for x in start), rest, again)
+    after, read = memorize(config, start, now or None, inputs, kick=kick or None, again=again)
+    assert read is not None
+    return *after, read, inputs.log_decay.sum(-1)
+
+
+def outer_chunk(
+    config: SelfModifyingConfig, start: Params, now: Params, kick: Params, rest: Params
+) -> tuple[Tensor, ...]:
+    """The projections' memories over one chunk: their parameters after it, and what they make of it."""
+    again = _again(config)
+    inputs = _projected(config, start, rest, again)
+    return *memorize(config, start, now or None, inputs, reading=False, again=again)[0], *inputs
+
+
+def main_chunk(
+    config: SelfModifyingConfig, start: Params, now: Params, kick: Params, rest: Params
+) -> tuple[Tensor, ...]:
+    """The main memory over one chunk of its own, smaller size: its parameters after it and the read."""
+    after, read = memorize(config, start, now or None, Inputs(*rest), kick=kick or None, again=_again(config))
+    assert read is not None
+    return *after, read
+
+
+def _again(config: SelfModifyingConfig) -> Call:
+    return recompute if config.recompute == "parts" and not config.compile and torch.is_grad_enabled() else run
+
+
+def _projected(config: SelfModifyingConfig, start: Params, rest: Params, again: Call) -> Inputs:
+    """:func:`project` with features, gates and perhaps the valid slots behind each other in ``rest``."""
+    count = len(start)
+
+    def parts(*tensors: Tensor) -> tuple[Tensor, ...]:
+        features, *more = tensors[count:]
+        return tuple(project(config, tensors[:count], features, Gates(*more[:4]), more[4] if more[4:] else None))
+
+    return Inputs(*again(parts, *start, *rest))
+
+
+@functools.lru_cache(maxsize=64)
+def flattened(
+    chunk: Callable[..., tuple[Tensor, ...]], config: SelfModifyingConfig, ends: tuple[int, ...], compiled: bool
+) -> Call:
+    """``chunk(config, start, now, kick, rest)`` as a function of all their tensors; ``ends``: where each of them ends.
+
+    Layers with one configuration share it, and with it what ``torch.compile`` makes of it.
+    """
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return chunk(config, *(tensors[a:b] for a, b in zip((0, *ends), ends)))
+
+    return torch.compile(flat, dynamic=False) if compiled else flat
