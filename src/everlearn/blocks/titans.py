@@ -86,6 +86,11 @@ class _Memorizing(nn.Module):
             context.plans[sizes] = make_plan(x.shape[1], position, *sizes, mask=context.mask, starts=context.starts)
         return context.plans[sizes]
 
+    def inputs(self, mixed: Tensor, rates: Tensor, valid: Tensor) -> Inputs:
+        """Return what is written and asked, of ``mixed`` ``[B, T, 3 D]`` and ``rates`` ``[B, T, 3 heads]``."""
+        q, k, v = (_columns(part, self.num_heads) for part in F.silu(mixed).chunk(3, dim=-1))
+        return Inputs(_unit(q), _unit(k), v, *self.gates(rates), valid.repeat_interleave(self.num_heads, dim=0))
+
     def carry(self, state: TensorState | None, fresh: Carry) -> Carry:
         """The memories of a state, batch rows and heads as one axis; ``fresh`` before the first token."""
         if state is None:
@@ -164,11 +169,7 @@ class TitansMixer(_Memorizing):
             mixed, rates = plan.layout.to_slots(mixed), plan.layout.to_slots(rates)
         valid = _valid(plan.layout, mixed)
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = (_columns(part, self.num_heads) for part in F.silu(mixed).chunk(3, dim=-1))
-            valid = valid.repeat_interleave(self.num_heads, dim=0)
-            step, keep, momentum = self.gates(rates)
-            inputs = Inputs(_unit(q), _unit(k), v, step, keep, momentum, valid)
-            y, carry = self._run(inputs, state, plan)
+            y, carry = self._run(self.inputs(mixed, rates, valid), state, plan)
             y = _rows(y, self.num_heads).flatten(2)
             if plan.layout is not None:
                 y = plan.layout.from_slots(y)
@@ -319,9 +320,5 @@ class MemoryAsContext(_Memorizing):
         """Write ``y`` into the memory and read it with ``y`` ``[B, C, D]``."""
         mixed, rates = self.memory_proj(y).split(self.sizes, dim=-1)
         with torch.autocast(y.device.type, enabled=False):
-            q, k, v = (_columns(part, self.num_heads) for part in F.silu(mixed).chunk(3, dim=-1))
-            valid = valid.repeat_interleave(self.num_heads, dim=0)
-            step, keep, momentum = self.gates(rates)
-            inputs = Inputs(_unit(q), _unit(k), v, step, keep, momentum, valid)
-            carry, read = self.memory.write(carry, inputs, piece)
+            carry, read = self.memory.write(carry, self.inputs(mixed, rates, valid), piece)
         return carry, _rows(read, self.num_heads).flatten(2)
