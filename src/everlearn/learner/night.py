@@ -6,13 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from everlearn.learner.dreams import Dream, Dreamer, given_away, same, words
 from everlearn.learner.judging import NEUTRAL
-from everlearn.learner.store import MemoryStore
+from everlearn.learner.store import MemoryStore, records
 
 ABOUT = 4.0  # nats by which a new passage must make an old question likelier for it to be about the same thing
 SHARE = 0.4  # and the share of what the old passage does
@@ -65,13 +65,21 @@ def kept_dreams(store: MemoryStore, without: Iterable[int] = (), night: int | No
     rows = {row.id: row for row in store.dreams()}
     kept = []
     for row in rows.values():
-        first: Any = row
-        while first is not None and first.observation not in gone and first.payload.get("taken") is not None:
-            first = rows.get(first.payload["taken"])
-        if row.id not in dropped and first is not None and first.observation not in gone:
-            dream = Dream(**{**row.payload, "question": first.payload["question"]})
+        question = None if row.id in dropped else _question(row, rows, gone)
+        if question is not None:
+            dream = Dream(**{**row.payload, "question": question})
             kept.append(Kept(row.id, row.observation, dream, history[row.observation].text))
     return kept
+
+
+def _question(row: records.Dream, rows: Mapping[int, records.Dream], gone: Collection[int]) -> str | None:
+    """Return the question of a stored dream; None if it, or one that it was taken over from, is of those gone."""
+    if row.observation in gone:
+        return None
+    if row.payload.get("taken") is None:
+        return row.payload["question"]
+    first = rows.get(row.payload["taken"])
+    return None if first is None else _question(first, rows, gone)
 
 
 def superseded(
