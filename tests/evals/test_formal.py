@@ -42,7 +42,7 @@ def test_an_epoch_has_every_string_once_in_batches_of_like_length():
 
 
 @pytest.mark.parametrize("memory", formal.MEMORIES)
-@pytest.mark.parametrize("budget", ["tiny", "small"])
+@pytest.mark.parametrize("budget", ["tiny", "small", "counting"])
 def test_every_memory_of_hope_makes_a_model_of_equal_size(memory, budget):
     size = BUDGETS[budget].size
     hope, other = choose(["hope", "transformer"], {})

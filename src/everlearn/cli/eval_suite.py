@@ -17,7 +17,7 @@ RESULTS = Path("docs/results")
 
 Names = Annotated[str | None, typer.Option("--models", help="Names with commas; default: all models of the suite.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds of the final runs.")]
-Budget = Annotated[str, typer.Option("--budget", help="tiny, small or paper.")]
+Budget = Annotated[str, typer.Option("--budget", help="tiny, small or paper; of formal also counting.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that train at once, one thread each.")]
 Data = Annotated[
     Path | None,
