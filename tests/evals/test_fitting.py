@@ -8,7 +8,7 @@ from torch import nn
 
 from everlearn.evals.contestants import Size, choose, configuration, make
 from everlearn.evals.fitting import IGNORED, Batch, PeakMemory, Recipe, cross_entropy, fit, parameters, score
-from everlearn.evals.niah import lesson
+from everlearn.evals.long_context import lesson
 from everlearn.evals.suites import SUITES
 from everlearn.models.registry import count_parameters
 

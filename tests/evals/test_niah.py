@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from everlearn.errors import InvalidArgument
 from everlearn.evals.contestants import Size, choose, make
 from everlearn.evals.fitting import IGNORED
-from everlearn.evals.niah import NIAH, lesson, two_losses
+from everlearn.evals.long_context import lesson, two_losses
+from everlearn.evals.niah import NIAH
 from everlearn.evals.niah_prompts import ADJECTIVES, DEPTHS, NIAH_TASKS, NOISE, NOUNS, make_prompt, share_found
 from everlearn.evals.suite import run_suite
 

@@ -13,22 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from everlearn.errors import InvalidArgument
-from everlearn.evals.contestants import Size, make
-from everlearn.evals.fitting import Recipe, fit, parameters
+from everlearn.evals.contestants import Size
 from everlearn.evals.language import encode, sentences, tokenizer
-from everlearn.evals.long_context import Costs, ask
-from everlearn.evals.niah import LEVELS, Lesson, lesson, teach, two_losses
+from everlearn.evals.long_context import Asked, Lesson, learn_and_ask, lesson
+from everlearn.evals.niah import LEVELS
 from everlearn.evals.sources import BABI_TASKS, Babi, Sources
-from everlearn.evals.suite import Job, Measure, Outcome, Suite
+from everlearn.evals.suite import Job, Outcome, Suite
 
 __all__ = ["BABILONG", "LABELS", "Budget", "context", "is_right"]
 
 PROMPT_ALLOWANCE = 300
 """Tokens of the target length that are kept for the prompt."""
-TEST_SEED = 42
 TRIES = 10_000
 PLACES = frozenset({"bathroom", "bedroom", "garden", "hallway", "kitchen", "office"})
 LABELS: dict[str, frozenset[str]] = {
@@ -196,45 +192,21 @@ class _Maker:
 
 def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -> Outcome:
     """Train a model at the short lengths and ask it at all lengths."""
-    maker, rng, options = _Maker(Sources.at(data), plan), random.Random(job.seed), dict(job.options)
+    maker = _Maker(Sources.at(data), plan)
     end = maker.tokenizer.eos_token_id
 
-    def batch(rng: random.Random) -> Lesson:
+    def batch(rng: random.Random, part: str) -> Lesson:
         length, samples = rng.choice(plan.train_lengths), []
         for task in rng.choices(BABI_TASKS, k=plan.batch):
             begin, question, item = maker.draw(task, length, rng, "train")
             samples.append(([*begin, *question], [*maker.say(f" {item.answer}."), end]))
         return lesson(samples)
 
-    model = make(job.contestant, plan.size, len(maker.tokenizer))
-    recipe = Recipe(plan.steps, options["lr"], 0.1, warmup=0.05, betas=(0.9, 0.95), checks=20)
-    fitted = fit(model, lambda step: batch(rng), recipe, loss=teach, tell=lambda share: tell("training", 0.5 * share))
-    if fitted.loss is None:
-        measures = [Measure("accuracy", None, task, f"length={n}") for n in plan.lengths for task in BABI_TASKS]
-        return Outcome(measures, None, parameters(model), fitted.tokens, fitted.steps, fitted.seconds)
-    trial = random.Random(TEST_SEED + 1)
-    with torch.no_grad():
-        losses = [float(two_losses(model, batch(trial))[1]) for _ in range(4)]
-    measures = []
-    for number, (length, count) in enumerate(plan.lengths.items()):
-        tell(f"asking at {length} tokens", 0.5 + 0.5 * number / len(plan.lengths))
-        asked = random.Random(TEST_SEED)
-        samples = {task: [maker.draw(task, length, asked, "test") for _ in range(count)] for task in BABI_TASKS}
-        measures += _ask(model, samples, length, maker)
-    validation = -sum(losses) / len(losses)
-    return Outcome(measures, validation, parameters(model), fitted.tokens, fitted.steps, fitted.seconds)
+    def ask(task: str, length: int, rng: random.Random) -> Asked:
+        begin, question, item = maker.draw(task, length, rng, "test")
+        return Asked(begin, question, lambda said: is_right(said, item.question, item.answer, LABELS[task]))
 
-
-def _ask(
-    model: Any, samples: dict[str, list[tuple[list[int], list[int], Babi]]], length: int, maker: _Maker
-) -> list[Measure]:
-    setting, costs, plan, measures = f"length={length}", Costs(), maker.plan, []
-    for task, asked in samples.items():
-        pairs = [(begin, question) for begin, question, _ in asked]
-        said = ask(model, pairs, maker.tokenizer, costs, limit=plan.answer_tokens, batch_tokens=plan.batch_tokens)
-        found = [is_right(text, item.question, item.answer, LABELS[task]) for text, (_, _, item) in zip(said, asked)]
-        measures.append(Measure("accuracy", sum(found) / len(found), task, setting))
-    return [*measures, *costs.measures(setting)]
+    return learn_and_ask(job, plan, maker.tokenizer, BABI_TASKS, batch, ask, tell)
 
 
 def notes(plan: Budget) -> list[str]:

@@ -1,20 +1,37 @@
-"""Reading very long contexts in chunks through a model's cache, and greedy answers to questions about them."""
+"""What the suites of long contexts share: learn on short prompts, read long ones through the cache, answer."""
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from everlearn.evals.fitting import PeakMemory, device
-from everlearn.evals.suite import Measure
+from everlearn.evals.contestants import make
+from everlearn.evals.fitting import IGNORED, PeakMemory, Recipe, device, fit, parameters
+from everlearn.evals.suite import Job, Measure, Outcome
 
-__all__ = ["Costs", "Reading", "answer", "ask", "read"]
+__all__ = [
+    "Asked",
+    "Costs",
+    "Lesson",
+    "Reading",
+    "answer",
+    "ask",
+    "learn_and_ask",
+    "lesson",
+    "read",
+    "teach",
+    "two_losses",
+]
+
+TEST_SEED = 42
 
 
 class Reading(NamedTuple):
@@ -130,3 +147,92 @@ def ask(
             costs.growth.append(reading.growth)
             costs.speed.append(len(part) * length / reading.seconds)
     return [said[number] for number in range(len(prompts))]
+
+
+class Lesson(NamedTuple):
+    """A batch of ``inputs`` and next-token ``targets`` ``[B, T]``, and which targets are part of an ``answer``."""
+
+    inputs: Tensor
+    targets: Tensor
+    answer: Tensor
+
+
+def lesson(samples: Sequence[tuple[list[int], list[int]]]) -> Lesson:
+    """Return prompts with their answers, padded on the right."""
+    longest = max(len(prompt) + len(said) for prompt, said in samples)
+    tokens = torch.zeros(len(samples), longest, dtype=torch.long)
+    targets = torch.full((len(samples), longest), IGNORED)
+    said_here = torch.zeros(len(samples), longest, dtype=torch.bool)
+    for row, (prompt, said) in enumerate(samples):
+        whole = torch.tensor([*prompt, *said])
+        tokens[row, : len(whole)] = targets[row, : len(whole)] = whole
+        said_here[row, len(prompt) : len(whole)] = True
+    return Lesson(tokens[:, :-1], targets[:, 1:], said_here[:, 1:])
+
+
+def two_losses(model: Any, batch: Lesson) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of all tokens, and that of the answers' tokens."""
+    logits = model(input_ids=batch.inputs, use_cache=False).logits.float()
+    each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none")
+    each = each.view(batch.targets.shape)
+    return each.sum() / (batch.targets != IGNORED).sum(), each[batch.answer].mean()
+
+
+def teach(model: Any, batch: Lesson) -> Tensor:
+    """Return the training loss: the text's and the answers' in equal parts."""
+    text, said = two_losses(model, batch)
+    return text + said
+
+
+class Asked(NamedTuple):
+    """A question about a long context, both in tokens, and what share of it a reply answers: ``mark(reply)``."""
+
+    context: list[int]
+    question: list[int]
+    mark: Callable[[str], float]
+
+
+def learn_and_ask(
+    job: Job,
+    plan: Any,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    batch: Callable[[random.Random, str], Lesson],
+    draw: Callable[[str, int, random.Random], Asked],
+    tell: Callable[[str, float], None],
+) -> Outcome:
+    """Train a model at the short length and ask every task at all lengths.
+
+    Args:
+        job: which model, and with what.
+        plan: the budget of a suite, with ``size``, ``steps``, ``lengths``, ``answer_tokens`` and ``batch_tokens``.
+        tokenizer: of the prompts.
+        tasks: names for ``draw``.
+        batch: ``(rng, part)`` -> a batch of the ``"train"`` or the ``"validation"`` part.
+        draw: ``(task, length, rng)`` -> a question of the test part; all models are asked the same.
+        tell: as of a suite's ``run``.
+    """
+    rng, rate = random.Random(job.seed), dict(job.options)["lr"]
+    model = make(job.contestant, plan.size, len(tokenizer))
+    recipe = Recipe(plan.steps, rate, 0.1, warmup=0.05, betas=(0.9, 0.95), checks=20)
+    fitted = fit(
+        model, lambda step: batch(rng, "train"), recipe, loss=teach, tell=lambda share: tell("training", 0.5 * share)
+    )
+    if fitted.loss is None:
+        unknown = [Measure("accuracy", None, task, f"length={n}") for n in plan.lengths for task in tasks]
+        return Outcome(unknown, None, parameters(model), fitted.tokens, fitted.steps, fitted.seconds)
+    trial = random.Random(TEST_SEED + 1)
+    with torch.no_grad():
+        losses = [float(two_losses(model, batch(trial, "validation"))[1]) for _ in range(4)]
+    measures = []
+    for number, (length, count) in enumerate(plan.lengths.items()):
+        setting, costs, rng = f"length={length}", Costs(), random.Random(TEST_SEED)
+        tell(f"asking at {length} tokens", 0.5 + 0.5 * number / len(plan.lengths))
+        for task, questions in {task: [draw(task, length, rng) for _ in range(count)] for task in tasks}.items():
+            pairs = [(one.context, one.question) for one in questions]
+            said = ask(model, pairs, tokenizer, costs, limit=plan.answer_tokens, batch_tokens=plan.batch_tokens)
+            value = sum(one.mark(reply) for one, reply in zip(questions, said)) / count
+            measures.append(Measure("accuracy", value, task, setting))
+        measures += costs.measures(setting)
+    validation = -sum(losses) / len(losses)
+    return Outcome(measures, validation, parameters(model), fitted.tokens, fitted.steps, fitted.seconds)

@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from everlearn.evals.contestants import Size, make
-from everlearn.evals.fitting import IGNORED, Recipe, fit, parameters
+from everlearn.evals.contestants import Size
 from everlearn.evals.language import encode, sentences, tokenizer
-from everlearn.evals.long_context import Costs, ask
+from everlearn.evals.long_context import Asked, Lesson, learn_and_ask, lesson
 from everlearn.evals.niah_prompts import ADJECTIVES, NIAH_TASKS, NOUNS, Prompt, make_prompt, share_found
 from everlearn.evals.sources import Sources
-from everlearn.evals.suite import Job, Measure, Outcome, Suite
+from everlearn.evals.suite import Job, Outcome, Suite
 
-__all__ = ["LEVELS", "NIAH", "Budget", "Lesson", "lesson", "two_losses"]
-
-TEST_SEED = 42
+__all__ = ["LEVELS", "NIAH", "Budget"]
 
 
 @dataclass(frozen=True)
@@ -70,41 +63,6 @@ LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Lesson(NamedTuple):
-    """A batch of ``inputs`` and next-token ``targets`` ``[B, T]``, and which targets are part of an ``answer``."""
-
-    inputs: Tensor
-    targets: Tensor
-    answer: Tensor
-
-
-def lesson(samples: Sequence[tuple[list[int], list[int]]]) -> Lesson:
-    """Return prompts with their answers, padded on the right."""
-    longest = max(len(prompt) + len(said) for prompt, said in samples)
-    tokens = torch.zeros(len(samples), longest, dtype=torch.long)
-    targets = torch.full((len(samples), longest), IGNORED)
-    said_here = torch.zeros(len(samples), longest, dtype=torch.bool)
-    for row, (prompt, said) in enumerate(samples):
-        whole = torch.tensor([*prompt, *said])
-        tokens[row, : len(whole)] = targets[row, : len(whole)] = whole
-        said_here[row, len(prompt) : len(whole)] = True
-    return Lesson(tokens[:, :-1], targets[:, 1:], said_here[:, 1:])
-
-
-def two_losses(model: Any, batch: Lesson) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of all tokens, and that of the answers' tokens."""
-    logits = model(input_ids=batch.inputs, use_cache=False).logits.float()
-    each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none")
-    each = each.view(batch.targets.shape)
-    return each.sum() / (batch.targets != IGNORED).sum(), each[batch.answer].mean()
-
-
-def teach(model: Any, batch: Lesson) -> Tensor:
-    """Return the training loss: the text's and the answers' in equal parts."""
-    text, said = two_losses(model, batch)
-    return text + said
-
-
 @functools.lru_cache(maxsize=4)
 def _words(sources: Sources, vocab_size: int) -> Any:
     """The tokenizer, which knows the prompts' words, and the books' sentences in tokens."""
@@ -122,7 +80,6 @@ def _words(sources: Sources, vocab_size: int) -> Any:
 def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -> Outcome:
     """Train a model at the short length and ask it at all lengths."""
     made, hay = _words(Sources.at(data), plan.vocab_size)
-    rng, options = random.Random(job.seed), dict(job.options)
 
     def say(text: str) -> list[int]:
         return encode(made, text)
@@ -135,37 +92,11 @@ def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -
         found = [prompt(task, plan.train_length, rng, part) for task in tasks]
         return lesson([([*p.context, *p.question], [*say(p.answer), made.eos_token_id]) for p in found])
 
-    model = make(job.contestant, plan.size, len(made))
-    recipe = Recipe(plan.steps, options["lr"], 0.1, warmup=0.05, betas=(0.9, 0.95), checks=20)
-    fitted = fit(
-        model, lambda step: batch(rng, "train"), recipe, loss=teach, tell=lambda share: tell("training", 0.5 * share)
-    )
-    if fitted.loss is None:
-        measures = [
-            Measure("accuracy", None, task, f"length={length}") for length in plan.lengths for task in NIAH_TASKS
-        ]
-        return Outcome(measures, None, parameters(model), fitted.tokens, fitted.steps, fitted.seconds)
-    trial = random.Random(TEST_SEED + 1)
-    with torch.no_grad():
-        losses = [float(two_losses(model, batch(trial, "validation"))[1]) for _ in range(4)]
-    measures = []
-    for number, (length, count) in enumerate(plan.lengths.items()):
-        tell(f"asking at {length} tokens", 0.5 + 0.5 * number / len(plan.lengths))
-        asked = random.Random(TEST_SEED)
-        prompts = {task: [prompt(task, length, asked, "test") for _ in range(count)] for task in NIAH_TASKS}
-        measures += _ask(model, prompts, length, made, plan)
-    validation = -sum(losses) / len(losses)
-    return Outcome(measures, validation, parameters(model), fitted.tokens, fitted.steps, fitted.seconds)
+    def draw(task: str, length: int, rng: random.Random) -> Asked:
+        one = prompt(task, length, rng, "test")
+        return Asked(one.context, one.question, lambda said: share_found(one.values, said))
 
-
-def _ask(model: Any, prompts: dict[str, list[Prompt]], length: int, made: Any, plan: Budget) -> list[Measure]:
-    setting, costs, measures = f"length={length}", Costs(), []
-    for task, asked in prompts.items():
-        pairs = [(one.context, one.question) for one in asked]
-        said = ask(model, pairs, made, costs, limit=plan.answer_tokens, batch_tokens=plan.batch_tokens)
-        found = [share_found(one.values, text) for one, text in zip(asked, said)]
-        measures.append(Measure("accuracy", sum(found) / len(found), task, setting))
-    return [*measures, *costs.measures(setting)]
+    return learn_and_ask(job, plan, made, list(NIAH_TASKS), batch, draw, tell)
 
 
 def notes(plan: Budget) -> list[str]:
