@@ -98,3 +98,7 @@ def test_a_folder_without_results_is_an_error(tmp_path):
     with pytest.raises(InvalidArgument, match="folder: there is no results file"):
         report.draw_all(tmp_path)
     assert suite_report.path_suite(tmp_path / "broken.json") == ""
+
+
+def test_no_two_models_have_one_colour():
+    assert len({suite_report._color(number) for number in range(20)}) == 20

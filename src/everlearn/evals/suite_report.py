@@ -225,22 +225,29 @@ def _bars(kept: dict[str, Any], rows: Sequence[Row]) -> Any:
                 continue
             mean, half = mean_interval(values)
             if apart:
-                axes[place].barh(number, mean, xerr=half, color=f"C{number % 10}")
+                axes[place].barh(number, mean, xerr=half, color=_color(number))
                 axes[place].set(title=label, yticks=range(len(models)), yticklabels=models)
             else:
                 width = 0.8 / len(models)
                 axes[0].bar(
-                    place + width * (number - (len(models) - 1) / 2), mean, width, yerr=half, color=f"C{number % 10}"
+                    place + width * (number - (len(models) - 1) / 2), mean, width, yerr=half, color=_color(number)
                 )
     if not apart:
         axes[0].set_xticks(range(len(columns)), [label for label, _ in columns], rotation=45, ha="right")
         axes[0].set(ylabel=f"{VIEWS[kept['suite']].metric}, per cent", ylim=(0, 100))
-        handles = [_handle(f"C{i % 10}") for i in range(len(models))]
+        handles = [_handle(_color(i)) for i in range(len(models))]
         axes[0].legend(handles, models, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _handle(color: str) -> Any:
+def _color(number: int) -> Any:
+    """Return one of twenty colours, the strong ones first: there are more than ten models."""
+    from matplotlib import colormaps
+
+    return colormaps["tab20"](number * 2 if number < 10 else (number * 2 + 1) % 20)
+
+
+def _handle(color: Any) -> Any:
     from matplotlib.patches import Patch
 
     return Patch(color=color)
@@ -269,7 +276,7 @@ def _memory(rows: Sequence[Row]) -> Any:
 def _lines(panel: Any, rows: Sequence[Row], metric: str, scale: float) -> None:
     lengths = sorted({_length(row["setting"]) or 0 for row in rows if _length(row["setting"]) is not None})
     places = [max(length, min(filter(None, lengths), default=2) // 2) for length in lengths]
-    for name in dict.fromkeys(row["model"] for row in rows):
+    for number, name in enumerate(dict.fromkeys(row["model"] for row in rows)):
         mine = [row for row in rows if row["model"] == name]
         points = []
         for length, place in zip(lengths, places):
@@ -278,7 +285,8 @@ def _lines(panel: Any, rows: Sequence[Row], metric: str, scale: float) -> None:
                 points.append((place, *mean_interval([scale * value for value in values])))
         if points:
             places_, means, halves = zip(*points)
-            panel.errorbar(places_, means, yerr=[half or 0 for half in halves], marker=".", capsize=2, label=name)
+            bars = [half or 0 for half in halves]
+            panel.errorbar(places_, means, yerr=bars, marker=".", capsize=2, label=name, color=_color(number))
     panel.set(xlabel="tokens", xscale="log")
     panel.set_xticks(places, [f"{length:,}" for length in lengths], minor=False)
     panel.minorticks_off()
