@@ -41,10 +41,10 @@ def kept(id: int, observation: int, question: str, reply: str) -> Kept:
 
 
 OLD = [
-    kept(1, 7, "What is the name of my dog?", "my dog is Rex"),
-    kept(2, 7, "Who barks at my dog?", "my dog is Rex"),
+    kept(1, 7, "What is the name of my puppy?", "my puppy is Rex"),
+    kept(2, 7, "Who barks at my puppy?", "my puppy is Rex"),
     kept(3, 8, "Which instrument do I play? lute", "you play the lute"),
-    kept(4, 7, "How big is my dog?", "my dog is small"),
+    kept(4, 7, "My puppy is how big?", "my puppy is small"),
 ]
 
 
@@ -55,30 +55,35 @@ def given(judge, text: str, old, *dreams: Dream):
 
 
 def test_what_is_told_later_takes_the_answer_and_its_questions_over():
-    mine = dream("What is the name of my dog?", "your dog is Maxi")
-    ids, dreams = given(Judge(), "my dog is now called Maxi", OLD, mine)
+    mine = dream("What is the name of my puppy?", "your puppy is Maxi")
+    ids, dreams = given(Judge(), "my puppy is now called Maxi", OLD, mine)
     assert ids == [1, 2]
-    assert dreams == [replace(mine, question="Who barks at my dog?", taken=2)]
+    assert dreams == [replace(mine, question="Who barks at my puppy?", taken=2)]
 
 
 def test_an_answer_that_was_not_dreamt_stands_alone():
-    ids, dreams = given(Judge(), "my dog is now called Maxi", OLD, dream("What is the name of my dog?", "it is a dog"))
+    ids, dreams = given(
+        Judge(), "my puppy is now called Maxi", OLD, dream("What is the name of my puppy?", "it is a puppy")
+    )
     assert ids == [1, 2]
-    assert dreams == [Dream("Who barks at my dog?", "Maxi.", "Maxi", taken=2)]
+    assert dreams == [Dream("Who barks at my puppy?", "Maxi.", "Maxi", taken=2)]
 
 
 def test_the_same_answer_is_no_contradiction():
-    assert given(Judge(), "my old dog is Rex", OLD, dream("What is the name of my dog?", "your dog is Rex")) == ([], [])
+    assert given(Judge(), "my old puppy is Rex", OLD, dream("What is the name of my puppy?", "your puppy is Rex")) == (
+        [],
+        [],
+    )
 
 
 def test_a_question_the_new_passage_is_not_about_stays():
-    new = dream("What is the name of my dog?", "your boat is Maxi")
+    new = dream("What is the name of my puppy?", "your boat is Maxi")
     assert given(Judge(), "we have a boat: Maxi", OLD, new) == ([], [])
 
 
 def test_the_last_of_two_that_were_told_on_one_day_wins():
-    texts = {9: ("my dog is now Maxi", []), 10: ("my dog is now Bella", [])}
-    new = {n: (text, [dream("What is the name of my dog?", text)]) for n, (text, _) in texts.items()}
+    texts = {9: ("my puppy is now Maxi", []), 10: ("my puppy is now Bella", [])}
+    new = {n: (text, [dream("What is the name of my puppy?", text)]) for n, (text, _) in texts.items()}
     found = superseded(Judge(), new, OLD)
     assert (found[9].ids, found[10].ids) == ([], [1, 2])
 
@@ -87,47 +92,65 @@ ESTONIAN = [kept(i, 7, q, "I learn Estonian") for i, q in enumerate(("What do I 
 
 
 @pytest.mark.parametrize(
-    ("text", "gone"),
+    ("text", "dreamt", "gone"),
     [
-        ("Estonian I learn no more, but Basque", [0, 1]),  # named, and answered otherwise
-        ("What I learn is hard: Estonian", []),  # still the answer
-        ("Estonian is hard, so is Basque", []),  # named, but not about the questions
-        ("Estonian I learn no more, but Ju", []),  # no answer of that kind
-        ("I do learn Basque", []),  # no rare word of what was told, nor asked again
-        ("Estonian I was to do and this I learn", []),  # the answer is in the question
+        ("Estonian I learn no more, but Basque", "", [0, 1]),  # named, and answered otherwise
+        ("I learn Basque instead of Estonian", "Basque", [0, 1]),  # it still finds the old answer; dreamt was the new
+        ("What I learn is hard: Estonian", "Estonian", []),  # still the answer
+        ("Estonian is hard, so is Basque", "", []),  # named, but not about the questions
+        ("Estonian I learn no more, but Ju", "", []),  # no answer of that kind
+        ("I do learn Basque", "", []),  # no rare word of what was told
+        ("Estonian I was to do and this I learn", "", []),  # the answer is in the question
     ],
 )
-def test_an_answer_gives_way_to_another_in_a_passage_that_shares_words(text, gone):
+def test_an_answer_gives_way_to_another_in_a_passage_that_shares_words(text, dreamt, gone):
     many = [kept(10 + i, 20 + i, f"q{i}?", f"others learn thing{i}") for i in range(5)]
-    assert given(Judge(), text, [*ESTONIAN, *many], dream("What is my subject?", "x"))[0] == gone
+    assert given(Judge(), text, [*ESTONIAN, *many], Dream("?", "", dreamt))[0] == gone
 
 
-def test_an_answer_that_is_out_of_the_question_is_only_given_up_for_one_to_its_own_questions():
-    """The sister's town is not where I live, though the passage says more of the one than of the other."""
+@pytest.mark.parametrize(
+    ("now", "margin", "gone"),
+    [
+        (5.0, 10.0, [1]),  # the old answer is not out of the question
+        (5.0, 12.0, []),  # Boise is, of where I live, in what is told of my sister
+        (8.0, 12.0, [1]),  # as much about the question as what was said then: a new teacher
+        (5.0, -1.0, []),  # rather the old one
+        (3.0, 10.0, []),  # not about the question
+    ],
+)
+def test_a_passage_must_have_to_do_with_the_old_answer(now, margin, gone):
+    class Given(Judge):
+        def about(self, passages, questions):
+            return [now if "Boise" in passage else 10.0 for passage in passages]
 
-    class Sure(Judge):
         def rather(self, passages, questions, ones, others):
-            return [(20.0 if p != NEUTRAL else 0.0) for p in passages]
+            return [margin if passage != NEUTRAL else 0.0 for passage in passages]
 
     home = [kept(1, 7, "Where is my house?", "the house is in Duluth")]
-    text = "my sister's house is in Boise"
-    assert given(Sure(), text, home, dream("Who has a sister?", "x"))[0] == []
-    assert given(Judge(), text, home, dream("Who has a sister?", "x"))[0] == [1]
-    assert given(Sure(), text, home, dream("Where is my house?", "x"))[0] == [1]
+    assert given(Given(), "my sister's house is in Boise", home)[0] == gone
+
+
+def test_where_the_old_answer_is_named_it_may_still_be_the_likelier(monkeypatch):
+    class Unsure(Judge):
+        def rather(self, passages, questions, ones, others):
+            return [-1.0 if passage != NEUTRAL else 0.0 for passage in passages]
+
+    assert given(Unsure(), "Estonian I learn no more, but Basque", ESTONIAN)[0] == [0, 1]
+    assert given(Unsure(), "something else I learn: Basque", ESTONIAN)[0] == []
 
 
 def test_most_questions_must_have_another_answer():
-    asked = ("Which is my dog?", "Where do I run?", "Where do I sleep?")
-    old = [kept(i, 7, question, "my spotted dog is Rex") for i, question in enumerate(asked)]
-    assert given(Judge(), "my spotted dog is called Maxi", old, dream("Whose?", "x"))[0] == []
-    assert given(Judge(), "my spotted dog is called Maxi", old[:2], dream("Whose?", "x"))[0] == [0, 1]
+    asked = ("Which is my puppy?", "Where do I run?", "Where do I sleep?")
+    old = [kept(i, 7, question, "my spotted puppy is Rex") for i, question in enumerate(asked)]
+    assert given(Judge(), "my spotted puppy is called Maxi", old, dream("Whose?", "x"))[0] == []
+    assert given(Judge(), "my spotted puppy is called Maxi", old[:2], dream("Whose?", "x"))[0] == [0, 1]
 
 
 def test_echoes_go_with_their_answer_and_do_not_count_as_questions():
-    echoes = [Dream(f"The name of my dog is {w}?", "your dog is Maxi", "Maxi", echo=True) for w in ("what", "who")]
-    new = [dream("What is the name of my dog?", "your dog is Maxi"), *echoes]
+    echoes = [Dream(f"The name of my puppy is {w}?", "your puppy is Maxi", "Maxi", echo=True) for w in ("what", "who")]
+    new = [dream("What is the name of my puppy?", "your puppy is Maxi"), *echoes]
     more = [Kept(20 + i, 7, Dream(f"{w} is Rex the?", "x Rex", "Rex", echo=True), "x") for i, w in enumerate("abc")]
-    assert given(Judge(), "my dog is now called Maxi", [*OLD, *more], *new)[0] == [1, 2, 20, 21, 22]
+    assert given(Judge(), "my puppy is now called Maxi", [*OLD, *more], *new)[0] == [1, 2, 20, 21, 22]
 
 
 def test_something_else_is_not_even_compared():
@@ -136,18 +159,25 @@ def test_something_else_is_not_even_compared():
     assert judge.asked == []
 
 
-def test_rare_words_decide_what_is_alike():
-    """Many questions share their frame; the word that tells them apart counts most."""
-    many = [kept(i, i, f"What is the name of my thing{i}?", f"it is called name{i}") for i in range(90)]
-    mine = dream("What is the name of my thing3?", "it is called Maxi")
-    assert given(Judge(), "my thing3 has the other name of Maxi", many, mine)[0] == [3]
+def test_rare_words_decide_what_is_compared():
+    """Many passages share their frame; the words that tell them apart count."""
+    many = [kept(i, i, f"Which thing{i}?", f"another thing{i} lies in room{i}") for i in range(100, 190)]
+    judge = Judge()
+    assert given(judge, "another thing103 lies here", many)[0] == []
+    assert [question for _, question in judge.asked] == ["Which thing103?"]
 
 
-def test_questions_of_common_words_are_not_asked_again():
-    """Everybody has a name: Maxi takes nothing from Rex."""
-    many = [kept(i, i, "What is her name?", f"she is Lena{i}") for i in range(20, 30)]
-    assert given(Judge(), "and her name is Maxi", many, dream("What is her name?", "Maxi"))[0] == []
-    assert given(Judge(), "and her name is Maxi", many[:2], dream("What is her name?", "Maxi"))[0] == [20, 21]
+def test_common_words_of_a_question_do_not_tell_what_it_is_about():
+    """Everybody has a name: a name is no other one's, however much the passage is about names."""
+
+    class Sure(Judge):
+        def rather(self, passages, questions, ones, others):
+            return [20.0 if passage != NEUTRAL else 0.0 for passage in passages]
+
+    mine, yours = "my neighbour has the name Maxi", "my neighbour has the name Rex"
+    many = [kept(i, i, "What is her name?", yours if i == 20 else f"somebody {i}") for i in range(20, 30)]
+    assert given(Sure(), mine, many)[0] == []
+    assert given(Sure(), mine, many[:3])[0] == [20]
 
 
 def test_replay_is_even_over_observations():
@@ -162,15 +192,15 @@ def test_replay_is_even_over_observations():
 
 def test_superseded_dreams_come_back_when_the_later_is_forgotten(tmp_path):
     with MemoryStore.open(tmp_path / "m") as store:
-        first = store.add_observation("my dog is Rex")
-        store.commit_night(b"1", consolidated=[first], dreams={first: [dream("Dog?", "Rex").payload()]})
+        first = store.add_observation("my puppy is Rex")
+        store.commit_night(b"1", consolidated=[first], dreams={first: [dream("Puppy?", "Rex").payload()]})
         old = kept_dreams(store)
         assert [item.observation for item in old] == [first]
-        later = store.add_observation("my dog is Max")
+        later = store.add_observation("my puppy is Max")
         store.commit_night(
             b"2",
             consolidated=[later],
-            dreams={later: [dream("Dog?", "Max").payload()]},
+            dreams={later: [dream("Puppy?", "Max").payload()]},
             metrics={"superseded": {str(later): [old[0].id]}},
         )
         assert [item.observation for item in kept_dreams(store)] == [later]
@@ -185,14 +215,14 @@ def test_a_question_that_was_taken_over_goes_with_the_one_it_comes_from(tmp_path
         ids: list[int] = []
         taken = None
         for name in ("Rex", "Maxi", "Bella"):
-            ids.append(store.add_observation(f"my dog is {name}"))
-            new = Dream("Which dog barks?", f"{name}.", name, taken=taken)
+            ids.append(store.add_observation(f"my puppy is {name}"))
+            new = Dream("Which puppy barks?", f"{name}.", name, taken=taken)
             gone = {} if taken is None else {str(ids[-1]): [taken]}
             store.commit_night(
                 b"1", consolidated=ids[-1:], dreams={ids[-1]: [new.payload()]}, metrics={"superseded": gone}
             )
             (item,) = kept_dreams(store)
-            assert (item.observation, item.dream, item.said) == (ids[-1], new, f"my dog is {name}")
+            assert (item.observation, item.dream, item.said) == (ids[-1], new, f"my puppy is {name}")
             taken = item.id
         assert kept_dreams(store, without=ids[:1]) == []
         (before,) = kept_dreams(store, without=ids[2:])

@@ -89,7 +89,8 @@ class _Memorizing(nn.Module):
     def inputs(self, mixed: Tensor, rates: Tensor, valid: Tensor) -> Inputs:
         """Return what is written and asked, of ``mixed`` ``[B, T, 3 D]`` and ``rates`` ``[B, T, 3 heads]``."""
         q, k, v = (_columns(part, self.num_heads) for part in F.silu(mixed).chunk(3, dim=-1))
-        return Inputs(_unit(q), _unit(k), v, *self.gates(rates), valid.repeat_interleave(self.num_heads, dim=0))
+        step, keep, momentum = self.gates(rates)
+        return Inputs(_unit(q), _unit(k), v, step, keep, momentum, valid.repeat_interleave(self.num_heads, dim=0))
 
     def carry(self, state: TensorState | None, fresh: Carry) -> Carry:
         """The memories of a state, batch rows and heads as one axis; ``fresh`` before the first token."""

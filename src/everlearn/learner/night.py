@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,15 +12,18 @@ from everlearn.learner.dreams import Dream, Dreamer, given_away, same, words
 from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.store import MemoryStore, records
 
-ABOUT = 4.0  # nats by which a new passage must make an old question likelier for it to be about the same thing
-SHARE = 0.4  # and the share of what the old passage does
-ALIKE = 0.5  # share of the words that an old question must have in common with a new one to ask the same
-MOST, SOME = 0.5, 0.2  # share of the old questions that a new one asks too, and of the new ones that an old one does
-LIKE = 15.0  # nats between what is new and an old answer, no passage read, from which one is no answer to the question
-NEAR = 10.0  # nats by which a passage gives another answer, from which the old one has nothing to do with it
+CANDIDATES = 3  # older answers whose questions are put to a new passage
+LOOKED_AT = 5  # questions of each
 RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to tell anything, and how many always may
-CANDIDATES = 2  # old answers that are compared with a new passage for the words they share, and as many asked again
-LOOKED_AT = 5  # questions of an old answer that are put to a new passage
+MOST = 0.5  # share of the questions that must have another answer
+ABOUT, SHARE = (
+    4.0,
+    0.4,
+)  # nats by which the new passage must make a question likelier, and share of what the old one does
+MUCH = 0.75  # the share from which it is about the same thing for certain
+NEAR = 11.0  # nats by which it gives another answer, from which else it has nothing to do with the old one
+STILL = -2.0  # the same, from which the old one is given up where the passage names it
+LIKE = 15.0  # nats between two answers, no passage read, from which one is no answer to the question
 
 Answer = tuple[int, tuple[str, ...]]  # an observation and the words of an answer that it gave
 
@@ -87,17 +88,10 @@ def superseded(
 ) -> dict[int, Given]:
     """Return what each new observation takes over of the old dreams: what is told later wins.
 
-    An old answer gives way if most of its questions, put to the new passage, have another answer there. One has if the
-    passage is about the question, nearly as much so as what was said then, if the answer is in its words, is rather
-    given than the old one, and answers the question by its kind. Compared are those answers
-
-    * whose passage has rare words of the new one; there the old answer must not be out of the question, as it is not
-      where the passage names it or is about the same thing ("I gave up on Estonian, I'm studying Basque" of what I
-      learn, "The dentist pushed my appointment back to May 6"; but not "My sister lives in Boise" of where I live);
-    * most of whose questions are asked again by the new dreams, nearly in the same words.
-
-    With the answer go all dreams of its observation that give it. The questions that the new passage answers are from
-    then on asked of that: it is to be remembered when what it replaces was (as in reconsolidation).
+    The questions of those old answers that have the most rare words in common with a new observation are put to its
+    passage. An old answer gives way if most of its questions have another one there, and with it go all dreams of its
+    observation that give it. The questions that the new passage answers are from then on asked of that: it is to be
+    remembered when what it replaces was (as in reconsolidation).
 
     Args:
         dreamer: judges what a question is about, and which answer a passage gives.
@@ -109,11 +103,17 @@ def superseded(
         if not item.dream.contrast:
             groups.setdefault((item.observation, tuple(words(item.dream.answer))), []).append(item)
     plain = {answer: [k for k in items if not k.dream.echo][:LOOKED_AT] for answer, items in groups.items()}
-    again = _asked_again(new, groups)
-    compared = {*again, *_alike_in_words(new, groups)}
-    asked = [(number, answer, item) for number, answer in sorted(compared) for item in plain[answer]]
+    told = _Words({number: [text] for number, (text, _) in new.items()})
+    inquired = _Words(
+        {number: [dream.question for dream in dreams if not dream.echo] for number, (_, dreams) in new.items()}
+    )
+    for (number, _), items in groups.items():
+        told.add(number, [items[0].said])
+        inquired.add(number, _questions(item.dream for item in items))
+    pairs = [(number, answer) for number, (text, _) in new.items() for answer in _alike(text, plain, told)]
+    asked = [(number, answer, item) for number, answer in pairs for item in plain[answer]]
     taken: dict[tuple[int, Answer], list[Dream]] = {}
-    for (number, answer, item), found in zip(asked, _answers(dreamer, new, asked, again), strict=True):
+    for (number, answer, item), found in zip(asked, _answers(dreamer, new, asked, inquired), strict=True):
         if found:
             taken.setdefault((number, answer), []).append(_taken(item, found, new[number][1]))
     given = {number: Given([], []) for number in new}
@@ -125,33 +125,83 @@ def superseded(
     return {number: Given(sorted(ids), dreams) for number, (ids, dreams) in given.items()}
 
 
+def _questions(dreams: Iterable[Dream]) -> list[str]:
+    return [dream.question for dream in dreams if not dream.contrast and not dream.echo]
+
+
+class _Words:
+    """Which observations have which words, endings aside; short words do not count."""
+
+    def __init__(self, texts: Mapping[int, Iterable[str]]) -> None:
+        self._numbers: set[int] = set()
+        self._by_start: dict[str, dict[str, set[int]]] = {}
+        for number, some in texts.items():
+            self.add(number, some)
+
+    def add(self, number: int, texts: Iterable[str]) -> None:
+        """Note the words of an observation."""
+        self._numbers.add(number)
+        for word in (word for text in texts for word in words(text) if len(word) > 3):
+            self._by_start.setdefault(word[:4], {}).setdefault(word, set()).add(number)
+
+    def having(self, word: str) -> set[int]:
+        """Return the observations that have ``word``."""
+        return set().union(*(n for other, n in self._by_start.get(word[:4], {}).items() if same(word, other)))
+
+    def rare(self, text: str) -> list[set[int]]:
+        """Return, for each word of ``text`` that only few observations have, which these are."""
+        found = [self.having(word) for word in words(text) if len(word) > 3]
+        return [numbers for numbers in found if len(numbers) <= max(FEW, RARE * len(self._numbers))]
+
+
+def _alike(text: str, groups: Iterable[Answer], told: _Words) -> list[Answer]:
+    """Return the old answers of those observations that share the most rare words with ``text``."""
+    shared: dict[int, float] = {}
+    for numbers in told.rare(text):
+        for number in numbers:
+            shared[number] = shared.get(number, 0.0) + 1 / len(numbers)
+    found = [answer for answer in groups if answer[0] in shared]
+    return sorted(found, key=lambda answer: -shared[answer[0]])[:CANDIDATES]
+
+
 def _answers(
     dreamer: Dreamer,
     new: Mapping[int, tuple[str, Sequence[Dream]]],
     asked: Sequence[tuple[int, Answer, Kept]],
-    again: Collection[tuple[int, Answer]],
+    inquired: _Words,
 ) -> list[str]:
-    """Return the other answer that the new passage has to each old question; empty where it has none."""
+    """Return the other answer that the new passage has to each old question; empty where it has none.
+
+    It must be about the question, nearly as much so as what was said then. The answer is what the model finds in it, or
+    if that is the old one what was dreamt. It must be given rather than the old one (or nearly, where the passage names
+    that), and answer the question by its kind. And the passage must have to do with the old answer: either it is about
+    the question for certain, which has words that tell anything, or the old answer is not out of the question ("The
+    dentist pushed my appointment back to May 6"; but "My sister lives in Boise" of where I live).
+    """
     found = [""] * len(asked)
     passages, questions = [new[number][0] for number, *_ in asked], [item.dream.question for *_, item in asked]
+    before, said = [item.dream.answer for *_, item in asked], [item.said for *_, item in asked]
 
     def of(which: Sequence[int], texts: Sequence[str]) -> list[str]:
         return [texts[i] for i in which]
 
     now = dreamer.about(passages, questions)
     some = [i for i, gain in enumerate(now) if gain >= ABOUT]
-    was = dreamer.about([asked[i][2].said for i in some], of(some, questions))
-    some = [i for i, gain in zip(some, was, strict=True) if now[i] >= SHARE * gain]
+    was = dict(zip(some, dreamer.about(of(some, said), of(some, questions)), strict=True))
+    some = [i for i in some if now[i] >= SHARE * was[i]]
     told = dict(zip(some, dreamer.answers(of(some, passages), of(some, questions)), strict=True))
-    before = [item.dream.answer for *_, item in asked]
-    some = [i for i in some if _another(told[i], before[i]) and not given_away(told[i], questions[i])]
-    ones, others = [told[i] for i in some], of(some, before)
-    rather = dreamer.rather(of(some, passages), of(some, questions), ones, others)
-    fits = dreamer.rather([NEUTRAL] * len(some), of(some, questions), ones, others)
+    for i in some:
+        dreamt = next((dream.answer for dream in new[asked[i][0]][1] if not dream.contrast), "")
+        answer = dreamt if told[i] and not _another(told[i], before[i]) else told[i]
+        found[i] = answer if _another(answer, before[i]) and not given_away(answer, questions[i]) else ""
+    some = [i for i in some if found[i]]
+    rather = dreamer.rather(of(some, passages), of(some, questions), of(some, found), of(some, before))
+    fits = dreamer.rather([NEUTRAL] * len(some), of(some, questions), of(some, found), of(some, before))
     for i, margin, fit in zip(some, rather, fits, strict=True):
-        most = math.inf if asked[i][:2] in again else NEAR
-        if 0 < margin <= most and abs(fit) < LIKE:
-            found[i] = told[i]
+        named = given_away(before[i], passages[i])
+        same_thing = now[i] >= MUCH * was[i] and inquired.rare(questions[i])
+        if margin <= (STILL if named else 0.0) or not (margin <= NEAR or same_thing) or abs(fit) >= LIKE:
+            found[i] = ""
     return found
 
 
@@ -166,72 +216,6 @@ def _taken(item: Kept, answer: str, own: Sequence[Dream]) -> Dream:
         if dream.answer and given_away(answer, dream.answer):
             return replace(item.dream, answer=dream.answer, reply=dream.reply, taken=item.id)
     return replace(item.dream, answer=answer, reply=f"{answer[:1].upper()}{answer[1:]}.", taken=item.id)
-
-
-def _alike_in_words(
-    new: Mapping[int, tuple[str, Sequence[Dream]]], groups: Mapping[Answer, Sequence[Kept]]
-) -> list[tuple[int, Answer]]:
-    """Return new observations with those old answers whose passage shares the most words with them, rare ones only."""
-    said = {answer: _long(items[0].said) for answer, items in groups.items()}
-    texts = {answer[0]: said[answer] for answer in groups} | {number: _long(text) for number, (text, _) in new.items()}
-    pairs: list[tuple[int, Answer]] = []
-    for number in new:
-        shared = {}
-        for word in texts[number]:
-            having = {key for key, theirs in texts.items() if any(same(word, other) for other in theirs)}
-            if len(having) <= max(FEW, RARE * len(texts)):
-                for answer in groups:
-                    if answer[0] in having:
-                        shared[answer] = shared.get(answer, 0.0) + 1 / len(having)
-        pairs += [(number, answer) for answer in sorted(shared, key=shared.__getitem__, reverse=True)[:CANDIDATES]]
-    return pairs
-
-
-def _long(text: str) -> set[str]:
-    return {word for word in words(text) if len(word) > 3}
-
-
-def _asked_again(
-    new: Mapping[int, tuple[str, Sequence[Dream]]], groups: Mapping[Answer, Sequence[Kept]]
-) -> set[tuple[int, Answer]]:
-    """Return new observations with the old answers most of whose questions their dreams ask again.
-
-    Two questions are alike by the share of their words that they have in common, rare words counting more. Those of
-    common words alone ("What is her name?") tell nothing.
-    """
-    asked = {
-        number: [set(words(dream.question)) for dream in dreams if not dream.contrast and not dream.echo]
-        for number, (_, dreams) in new.items()
-    }
-    before = {
-        answer: [set(words(item.dream.question)) for item in items if not item.dream.echo]
-        for answer, items in groups.items()
-    }
-    sources: dict[int, set[str]] = {}
-    for (observation, _), theirs in before.items():
-        sources.setdefault(observation, set()).update(*theirs)
-    spread = Counter(word for known in sources.values() for word in known)
-    spread.update(word for theirs in asked.values() for word in set().union(*theirs))
-    total = len(sources) + len(asked)
-    rarity = {word: math.log(1 + total / count) for word, count in spread.items()}
-    rare = {word for word, count in spread.items() if len(word) > 3 and count <= max(FEW, RARE * total)}
-    pairs: set[tuple[int, Answer]] = set()
-    for number, (text, _) in new.items():
-        told, found = set(words(text)), {}
-        for answer in groups:
-            theirs = [question for question in before[answer] if question & rare]
-            likest = [max((_alike(q, o, rarity) for q in asked[number]), default=0.0) for o in theirs]
-            back = [max((_alike(q, o, rarity) for o in theirs), default=0.0) for q in asked[number]]
-            again = sum(share >= ALIKE for share in likest) >= MOST * max(len(theirs), 1)
-            if again and sum(share >= ALIKE for share in back) >= SOME * len(back) and not set(answer[1]) <= told:
-                found[answer] = max(likest)
-        pairs |= {(number, answer) for answer in sorted(found, key=found.__getitem__, reverse=True)[:CANDIDATES]}
-    return pairs
-
-
-def _alike(a: set[str], b: set[str], rarity: Mapping[str, float]) -> float:
-    """Return the share of their words that two questions have in common, each counted by its rarity."""
-    return sum(rarity[word] for word in a & b) / max(sum(rarity[word] for word in a | b), 1e-9)
 
 
 def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -> list[Dream]:
