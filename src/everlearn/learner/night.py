@@ -130,7 +130,7 @@ def _questions(dreams: Iterable[Dream]) -> list[str]:
 
 
 class _Words:
-    """Which observations have which words, endings aside; short words do not count."""
+    """Which observations have which words, endings aside; words of one or two letters do not count."""
 
     def __init__(self, texts: Mapping[int, Iterable[str]]) -> None:
         self._numbers: set[int] = set()
@@ -141,7 +141,7 @@ class _Words:
     def add(self, number: int, texts: Iterable[str]) -> None:
         """Note the words of an observation."""
         self._numbers.add(number)
-        for word in (word for text in texts for word in words(text) if len(word) > 3):
+        for word in (word for text in texts for word in words(text) if len(word) > 2):
             self._by_start.setdefault(word[:4], {}).setdefault(word, set()).add(number)
 
     def having(self, word: str) -> set[int]:
@@ -150,7 +150,7 @@ class _Words:
 
     def rare(self, text: str) -> list[set[int]]:
         """Return, for each word of ``text`` that only few observations have, which these are."""
-        found = [self.having(word) for word in words(text) if len(word) > 3]
+        found = [self.having(word) for word in words(text) if len(word) > 2]
         return [numbers for numbers in found if len(numbers) <= max(FEW, RARE * len(self._numbers))]
 
 
