@@ -75,6 +75,7 @@ def test_plots_and_pages_are_drawn_for_every_suite(tmp_path):
     assert set(made) == set(VIEWS)
     for suite, rows in made.items():
         write_json(tmp_path / f"{suite}.json", results(suite, rows))
+    write_json(tmp_path / "lm-longer.json", results("lm", books))
     (tmp_path / "speed.json").write_text("[]")
     written = {path.name for path in report.draw_all(tmp_path)}
     assert "README.md" in written
@@ -84,6 +85,7 @@ def test_plots_and_pages_are_drawn_for_every_suite(tmp_path):
     assert all((tmp_path / name).stat().st_size for name in written)
     index = (tmp_path / "README.md").read_text()
     assert "* [niah](niah.md)\n  ![niah.png](niah.png)\n  ![niah-memory.png](niah-memory.png)" in index
+    assert "* [lm](lm.md)\n  ![lm.png](lm.png)\n" in index, "only its own plots"
     assert "| hope | 50 ± 0 | 50 ± 0 | 50 ± 0 |" in (tmp_path / "babilong.md").read_text()
 
 

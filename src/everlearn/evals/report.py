@@ -20,20 +20,19 @@ def draw_all(folder: Path) -> list[Path]:
     Raises:
         InvalidArgument: the folder holds no results file.
     """
-    written: list[Path] = []
-    found: list[tuple[Path, str]] = [(path, path_suite(path)) for path in sorted(folder.glob("*.json"))]
-    for path, suite in found:
+    drawn: list[list[Path]] = []
+    for path in sorted(folder.glob("*.json")):
+        suite = path_suite(path)
         if suite in VIEWS:
-            written += draw_suite(path)
+            drawn.append(draw_suite(path))
         elif suite == "diary":
-            written += diary_plots.report(path)
-    if not written:
+            drawn.append(diary_plots.report(path))
+    if not drawn:
         raise InvalidArgument(f"folder: there is no results file (*.json of everlearn eval) in {folder}")
-    pages = [path for path in written if path.suffix == ".md"]
     lines = ["# Results", "", "Drawn by `everlearn report` from the JSON files beside them.", ""]
-    for page in pages:
-        plots = [path.name for path in written if path.suffix == ".png" and path.stem.startswith(page.stem)]
+    for paths in drawn:
+        plots = [path.name for path in paths if path.suffix == ".png"]
         shown = "".join(f"\n  ![{name}]({name})" for name in plots)
-        lines.append(f"* [{page.stem}]({page.name}){shown}")
+        lines += [f"* [{page.stem}]({page.name}){shown}" for page in paths if page.suffix == ".md"]
     write_text(folder / "README.md", "\n".join([*lines, ""]))
-    return [*written, folder / "README.md"]
+    return [*(path for paths in drawn for path in paths), folder / "README.md"]
