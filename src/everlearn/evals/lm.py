@@ -42,7 +42,7 @@ class Budget:
 
 
 HOPE = {"chunk_size": 64, "width": 32, "recompute": False}
-RATES = ({"lr": 1e-3}, {"lr": 3e-3})
+RATES = ({"lr": 3e-3}, {"lr": 1e-2})
 BUDGETS = {
     "tiny": Budget(
         Size(16, 1, 2, 16, {"chunk_size": 16}, (1, 64)), 300, 32, 2, 2, ({"lr": 3e-3},), test_tokens=200, test_items=4
