@@ -39,7 +39,7 @@ def test_a_suite_writes_results_table_and_plots(everlearn, tmp_path):
         (["formal", *TINY[:-1], "gpt"], "everlearn: models: got ['gpt'], expected some of hope, "),
         (["mad", *TINY, "--tasks", "recall"], "everlearn: tasks: got ['recall'], expected some of in-context-recall"),
         (["lm", *TINY, "--data", "nowhere"], "everlearn: data: got nowhere, expected a folder"),
-        (["formal", "--budget", "huge"], "everlearn: budget: got 'huge', expected one of tiny, small, paper"),
+        (["mad", "--budget", "huge"], "everlearn: budget: got 'huge', expected one of tiny, small, paper"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(everlearn, tmp_path, arguments, words):
