@@ -16,10 +16,8 @@ CANDIDATES = 3  # older answers whose questions are put to a new passage
 LOOKED_AT = 5  # questions of each
 RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to tell anything, and how many always may
 MOST = 0.5  # share of the questions that must have another answer
-ABOUT, SHARE = (
-    4.0,
-    0.4,
-)  # nats by which the new passage must make a question likelier, and share of what the old one does
+ABOUT = 4.0  # nats by which the new passage must make a question likelier
+SHARE = 0.4  # and the share of what the old passage does
 MUCH = 0.75  # the share from which it is about the same thing for certain
 NEAR = 11.0  # nats by which it gives another answer, from which else it has nothing to do with the old one
 STILL = -2.0  # the same, from which the old one is given up where the passage names it
@@ -104,9 +102,7 @@ def superseded(
             groups.setdefault((item.observation, tuple(words(item.dream.answer))), []).append(item)
     plain = {answer: [k for k in items if not k.dream.echo][:LOOKED_AT] for answer, items in groups.items()}
     told = _Words({number: [text] for number, (text, _) in new.items()})
-    inquired = _Words(
-        {number: [dream.question for dream in dreams if not dream.echo] for number, (_, dreams) in new.items()}
-    )
+    inquired = _Words({number: _questions(dreams) for number, (_, dreams) in new.items()})
     for (number, _), items in groups.items():
         told.add(number, [items[0].said])
         inquired.add(number, _questions(item.dream for item in items))
