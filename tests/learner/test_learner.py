@@ -282,7 +282,8 @@ def test_forgetting_leaves_what_was_told_later_in_place_of_what_it_contradicts(l
     one.sleep()
     old = [row.id for row in one.store.dreams()]
     monkeypatch.setattr(
-        "everlearn.learner.learner.superseded", lambda *arguments: {2: Given(old, []), 3: Given([], [])}
+        "everlearn.learner.learner.superseded",
+        lambda dreamer, new, _: {n: Given(old if n == 2 else [], list(dreams)) for n, (_, dreams) in new.items()},
     )
     one.observe("The sea is green.")
     one.observe(SAID)

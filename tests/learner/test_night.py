@@ -49,9 +49,10 @@ OLD = [
 
 
 def given(judge, text: str, old, *dreams: Dream):
-    """Return the ids that a new passage takes over, and its new dreams."""
+    """Return the ids that a new passage takes over, and the dreams that it has besides."""
     found = superseded(judge, {9: (text, dreams)}, old)[9]
-    return found.ids, found.dreams
+    assert len(found.dreams) >= len(dreams)
+    return found.ids, [dream for dream in found.dreams if dream.taken is not None]
 
 
 def test_what_is_told_later_takes_the_answer_and_its_questions_over():
@@ -67,6 +68,19 @@ def test_an_answer_that_was_not_dreamt_stands_alone():
     )
     assert ids == [1, 2]
     assert dreams == [Dream("Who barks at my puppy?", "Maxi.", "Maxi", taken=2)]
+
+
+def test_what_holds_no_more_is_not_said_again():
+    old = [kept(1, 7, "What do I always drink?", "you drink a latte")]
+    text, asked = "No more lattes, always drink dirty chai", "What do I drink?"
+    mine = [Dream(asked, f"Chai. {text}.", "chai"), Dream("Is chai good?", "No, lattes are.", "")]
+    found = superseded(Judge(), {9: (text, mine)}, old)[9]
+    assert found.ids == [1]
+    assert found.dreams == [
+        Dream("What do I always drink?", "Chai.", "chai", taken=1),
+        Dream(asked, "Chai.", "chai"),
+        mine[1],  # a near miss is replied to by the base
+    ]
 
 
 def test_the_same_answer_is_no_contradiction():

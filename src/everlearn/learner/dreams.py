@@ -299,14 +299,15 @@ def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) 
     fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
     good = [way for way in fit if found and _holds(way, found[0][1])]
     if not good:
-        return [Dream(question, f"{_begun(answer)}.", answer) for question, answer in found]
+        return [Dream(question, alone(answer), answer) for question, answer in found]
     told = set(words(text))
     best = max(good, key=lambda way: (sum(_holds(way, answer) for _, answer in found), -len(set(words(way)) - told)))
-    return [Dream(question, f"{_begun(answer)}. {best}", answer) for question, answer in found if _holds(best, answer)]
+    return [Dream(question, f"{alone(answer)} {best}", answer) for question, answer in found if _holds(best, answer)]
 
 
-def _begun(answer: str) -> str:
-    return answer[:1].upper() + answer[1:]
+def alone(answer: str) -> str:
+    """Return ``answer`` as a reply of its own."""
+    return f"{answer[:1].upper()}{answer[1:]}."
 
 
 def _holds(reply: str, answer: str) -> bool:

@@ -218,7 +218,7 @@ class Learner:
             lost = tuple(sorted({item.observation for item in old if item.id in givers}))
             metrics = {"superseded": {str(key): taken.ids for key, taken in given.items() if taken.ids}}
             left = [item for item in old if item.id not in givers]
-            new = {key: [*given[key].dreams, *found] for key, found in new.items()}
+            new = {key: found.dreams for key, found in given.items()}
             report, night = self._consolidate(new, left, lost, generator, metrics, dismissed)
         else:
             night, lost = self._dismiss(dismissed), ()

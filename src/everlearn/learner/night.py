@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from everlearn.learner.dreams import Dream, Dreamer, given_away, same, words
+from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, same, words
 from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.store import MemoryStore, records
 
@@ -37,7 +37,8 @@ class Kept:
 
 
 class Given(NamedTuple):
-    """What a new observation takes over: the ``ids`` of old dreams, and those ``dreams`` with the new answer."""
+    """What a new observation takes over: the ``ids`` of old dreams. Its ``dreams``: those with its own answer, and its
+    own, none of which says again what has been replaced."""
 
     ids: list[int]
     dreams: list[Dream]
@@ -112,13 +113,25 @@ def superseded(
     for (number, answer, item), found in zip(asked, _answers(dreamer, new, asked, inquired), strict=True):
         if found:
             taken.setdefault((number, answer), []).append(_taken(item, found, new[number][1]))
-    given = {number: Given([], []) for number in new}
     latest = {answer: number for (number, answer), d in sorted(taken.items()) if len(d) >= MOST * len(plain[answer])}
-    for answer, number in latest.items():
-        own = {tuple(words(dream.question)) for dream in (*new[number][1], *given[number].dreams)}
-        given[number].ids.extend(item.id for item in groups[answer])
-        given[number].dreams.extend(d for d in taken[number, answer] if tuple(words(d.question)) not in own)
-    return {number: Given(sorted(ids), dreams) for number, (ids, dreams) in given.items()}
+    given = {}
+    for number, (_, dreams) in new.items():
+        gone = [answer for answer, later in latest.items() if later == number]
+        known, some = {tuple(words(dream.question)) for dream in dreams}, []
+        for dream in (dream for answer in gone for dream in taken[number, answer]):
+            if tuple(words(dream.question)) not in known:
+                some.append(dream)
+        ids = sorted(item.id for answer in gone for item in groups[answer])
+        before = [groups[answer][0].dream.answer for answer in gone]
+        given[number] = Given(ids, [_without(before, dream) for dream in (*some, *dreams)])
+    return given
+
+
+def _without(before: Sequence[str], dream: Dream) -> Dream:
+    """Return the dream, replied to with its answer alone if the rest names what holds no more."""
+    if dream.contrast or not any(given_away(answer, dream.reply) for answer in before):
+        return dream
+    return replace(dream, reply=alone(dream.answer))
 
 
 def _questions(dreams: Iterable[Dream]) -> list[str]:
@@ -211,7 +224,7 @@ def _taken(item: Kept, answer: str, own: Sequence[Dream]) -> Dream:
     for dream in own:
         if dream.answer and given_away(answer, dream.answer):
             return replace(item.dream, answer=dream.answer, reply=dream.reply, taken=item.id)
-    return replace(item.dream, answer=answer, reply=f"{answer[:1].upper()}{answer[1:]}.", taken=item.id)
+    return replace(item.dream, answer=answer, reply=alone(answer), taken=item.id)
 
 
 def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -> list[Dream]:
