@@ -27,7 +27,7 @@ __all__ = ["LM", "Budget", "log_likelihoods", "negative_log_likelihood", "run"]
 @dataclass(frozen=True)
 class Budget:
     """Numbers of the protocol; ``tests``: what is measured beside the held-out books; ``test_tokens`` of each text at
-    most, ``test_items`` of LAMBADA and of BLiMP at most (evenly over their order)."""
+    most, ``test_items`` of LAMBADA and of BLiMP at most (evenly over their order); ``warmup``: share of the steps."""
 
     size: Size
     vocab_size: int
@@ -38,6 +38,7 @@ class Budget:
     test_tokens: int | None = None
     test_items: int | None = None
     tests: tuple[str, ...] = ("wikitext2", "lambada", "blimp")
+    warmup: float = 0.05
     tune_each: bool = False
 
 
@@ -48,7 +49,15 @@ BUDGETS = {
         Size(16, 1, 2, 16, {"chunk_size": 16}, (1, 64)), 300, 32, 2, 2, ({"lr": 3e-3},), test_tokens=200, test_items=4
     ),
     "small": Budget(
-        Size(128, 3, 4, 256, HOPE, (1, 16_384)), 2048, 256, 8, 500, RATES, test_tokens=50_000, test_items=500
+        Size(128, 3, 4, 256, HOPE, (1, 16_384)),
+        2048,
+        256,
+        8,
+        500,
+        RATES,
+        test_tokens=50_000,
+        test_items=500,
+        warmup=0.2,
     ),
     "paper": Budget(
         Size(1536, 20, 16, 4352, {}, (1, 1 << 20)), 32_000, 4096, 128, 57_000, ({"lr": 4e-4}, {"lr": 1e-3})
@@ -70,7 +79,7 @@ def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -
         return Batch(windows[:, :-1], windows[:, 1:])
 
     model = make(job.contestant, plan.size, len(made))
-    recipe = Recipe(plan.steps, options["lr"], 0.1, warmup=0.05, betas=(0.9, 0.95), checks=20)
+    recipe = Recipe(plan.steps, options["lr"], 0.1, warmup=plan.warmup, betas=(0.9, 0.95), checks=20)
     fitted = fit(model, batch, recipe, tell=lambda share: tell("training", share))
     measured = _Measured(model, made, plan) if fitted.loss is not None else None
     validation = None
@@ -219,7 +228,8 @@ def notes(plan: Budget) -> list[str]:
     return [
         f"{size.layers} layers of width {size.hidden_size}, vocabulary {plan.vocab_size}, {tokens / 1e6:.2f}M tokens in"
         f" windows of {plan.length} (published: 760M parameters on 30B tokens, 1.3B on 100B, vocabulary 32,000)",
-        f"rates tried: {[options['lr'] for options in plan.grid]}, chosen by the loss on the validation books",
+        f"rates tried: {[options['lr'] for options in plan.grid]}, chosen by the loss on the validation books, reached"
+        f" after {plan.warmup:.0%} of the steps",
         f"{tested} test text, in windows that know nothing of each other;"
         f" {'all' if plan.test_items is None else plan.test_items} passages of LAMBADA and pairs of BLiMP",
         f"HOPE's levels: {list(size.cms_periods)} tokens between updates, memory {dict(size.memory)}",
