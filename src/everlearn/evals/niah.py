@@ -1,6 +1,6 @@
 """``everlearn eval niah``: needles in haystacks (synthetic-tasks.md, D), by models trained at a short length.
 
-One training run a model and seed, on prompts of all eight tasks; then every task is asked at every length, the context
+One training run a model and seed, on prompts of the budget's tasks; then each is asked at every length, the context
 read in chunks through the model's cache. HOPE takes part with several numbers of levels and lowest frequencies.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["LEVELS", "NIAH", "Budget"]
 
 @dataclass(frozen=True)
 class Budget:
-    """Numbers of the protocol; ``lengths``: tokens of a prompt -> prompts a task."""
+    """Numbers of the protocol; ``lengths``: tokens of a prompt -> prompts a task; ``tasks``: trained on, and asked."""
 
     size: Size
     vocab_size: int
@@ -33,6 +33,7 @@ class Budget:
     batch: int
     lengths: dict[int, int]
     grid: tuple[dict[str, Any], ...]
+    tasks: tuple[str, ...] = tuple(NIAH_TASKS)
     instruct: bool = True
     answer_tokens: int = 128
     tune_each: bool = False
@@ -46,8 +47,9 @@ BUDGETS = {
         answer_tokens=2,
     ),
     "small": Budget(
-        Size(128, 2, 4, 256, HOPE, (1, 16_384)), 1024, 256, 550, 8,
-        {256: 24, 1024: 12, 4096: 6, 16_384: 2, 65_536: 1}, ({"lr": 3e-3},), answer_tokens=64,
+        Size(128, 2, 4, 256, HOPE, (1, 16_384)), 1024, 256, 450, 8,
+        {256: 24, 1024: 12, 4096: 6, 16_384: 2, 65_536: 1}, ({"lr": 3e-3},),
+        tasks=("S-NIAH-1", "S-NIAH-2", "MK-NIAH-1", "MQ-NIAH"), instruct=False, answer_tokens=64,
     ),
     "paper": Budget(
         Size(1536, 20, 16, 4352, HOPE, (1, 65_536)), 32_000, 4096, 20_000, 64,
@@ -88,7 +90,7 @@ def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -
         return make_prompt(NIAH_TASKS[task], length, rng, say, hay[part], instruct=plan.instruct)
 
     def batch(rng: random.Random, part: str) -> Lesson:
-        tasks = rng.choices(list(NIAH_TASKS), k=plan.batch)
+        tasks = rng.choices(plan.tasks, k=plan.batch)
         found = [prompt(task, plan.train_length, rng, part) for task in tasks]
         return lesson([([*p.context, *p.question], [*say(p.answer), made.eos_token_id]) for p in found])
 
@@ -96,7 +98,7 @@ def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -
         one = prompt(task, length, rng, "test")
         return Asked(one.context, one.question, lambda said: share_found(one.values, said))
 
-    return learn_and_ask(job, plan, made, list(NIAH_TASKS), batch, draw, tell)
+    return learn_and_ask(job, plan, made, plan.tasks, batch, draw, tell)
 
 
 def notes(plan: Budget) -> list[str]:
@@ -107,6 +109,8 @@ def notes(plan: Budget) -> list[str]:
         f"models of {size.layers} layers of width {size.hidden_size} and {plan.vocab_size} tokens, trained here on"
         f" {plan.steps} batches of {plan.batch} prompts of {plan.train_length} tokens (published: language models of"
         " 760M parameters and more)",
+        f"tasks: {', '.join(plan.tasks)} (published: {len(NIAH_TASKS)}), {'with' if plan.instruct else 'without'} the"
+        " instruction before the text (published: with)",
         f"prompts a task and length: {lengths} (published: 500 at 4k to 128k)",
         f"at most {plan.answer_tokens} tokens of answer (published: 128)",
         "haystack: the books, not Paul Graham's essays; an exact number of tokens, its last piece cut",
