@@ -200,6 +200,17 @@ def test_no_cache_in_training_unless_asked():
     assert isinstance(model.eval()(tokens()).past_key_values, StateCache)
 
 
+def test_return_dict_false_gives_tuples(model):
+    ids = tokens()
+    whole = model(ids, labels=ids, use_cache=True)
+    loss, logits, cache = model(ids, labels=ids, use_cache=True, return_dict=False)
+    assert torch.equal(loss, whole.loss)
+    assert torch.equal(logits, whole.logits)
+    assert type(cache) is StateCache
+    (hidden,) = model.model(ids, use_cache=False, return_dict=False)
+    assert hidden.shape == (*ids.shape, model.config.hidden_size)
+
+
 def test_hidden_states_and_logits_to_keep(model):
     ids = tokens()
     out = model(ids, output_hidden_states=True, logits_to_keep=2)

@@ -16,6 +16,7 @@ from transformers import (
     initialization,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from everlearn.blocks.context import Context, visible_keys
 from everlearn.blocks.feed_forward import SwiGLU, continuum_of_swiglu
@@ -91,6 +92,7 @@ class Backbone(BackbonePreTrainedModel):
         """An empty cache for this model."""
         return StateCache(len(self.layers))
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -252,6 +254,7 @@ class BackboneForCausalLM(BackbonePreTrainedModel, GenerationMixin):
                     found.setdefault(name, []).extend(feed_forward.level_parameters(name).values())
         return found
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -264,10 +267,9 @@ class BackboneForCausalLM(BackbonePreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         document_ids: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Run the model; arguments as in :meth:`Backbone.forward`, and as everywhere in transformers.
+        """Run the model; arguments as in :meth:`Backbone.forward`, and as everywhere in transformers (``return_dict``).
 
         ``labels`` ``[B, T]`` are the tokens themselves (shifted here), -100 where there is nothing to learn. The first
         token of a document is not predicted from the document before.
@@ -281,6 +283,7 @@ class BackboneForCausalLM(BackbonePreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             document_ids=document_ids,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         hidden = outputs.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
