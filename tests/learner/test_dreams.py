@@ -209,6 +209,8 @@ def test_long_messages_are_dreamt_of_by_the_sentence():
     long = "I went to the market with my sister today. " * 5 + CAT
     assert len(split_passage(long)) == 6
     assert split_passage(long)[-1] == CAT
+    priced = " ".join(["It was 3.5 miles to example.com and back."] * 6)
+    assert split_passage(priced) == ["It was 3.5 miles to example.com and back."] * 6
     endless = split_passage("word " * 1000)
     assert max(len(part.split()) for part in endless) == LONG
     assert len(" ".join(endless).split()) == 1000

@@ -73,12 +73,12 @@ def test_an_answer_that_was_not_dreamt_stands_alone():
 def test_what_holds_no_more_is_not_said_again():
     old = [kept(1, 7, "What do I always drink?", "you drink a latte")]
     text, asked = "No more lattes, always drink dirty chai", "What do I drink?"
-    mine = [Dream(asked, f"Chai. {text}.", "chai"), Dream("Is chai good?", "No, lattes are.", "")]
+    mine = [Dream(asked, f"Chai. {text}. It is good.", "chai"), Dream("Is chai good?", "No, lattes are.", "")]
     found = superseded(Judge(), {9: (text, mine)}, old)[9]
     assert found.ids == [1]
     assert found.dreams == [
-        Dream("What do I always drink?", "Chai.", "chai", taken=1),
-        Dream(asked, "Chai.", "chai"),
+        Dream("What do I always drink?", "Chai. It is good.", "chai", taken=1),
+        Dream(asked, "Chai. It is good.", "chai"),
         mine[1],  # a near miss is replied to by the base
     ]
 

@@ -249,9 +249,14 @@ def split_passage(text: str) -> list[str]:
     line = " ".join(text.split())
     if len(line.split()) <= LONG:
         return [line]
-    sentences = [part.split() for part in re.split(r"(?<=[.!?。！？])\s*", line)]
-    cut = [" ".join(part[start : start + LONG]) for part in sentences for start in range(0, len(part), LONG)]
+    parts = [part.split() for part in sentences(line)]
+    cut = [" ".join(part[start : start + LONG]) for part in parts for start in range(0, len(part), LONG)]
     return [part for part in cut if len(part.split()) > 2] or [" ".join(line.split()[:LONG])]
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of ``text``, as far as their marks tell."""
+    return [part for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", text) if part]
 
 
 def words(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, same, words
+from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, same, sentences, words
 from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.store import MemoryStore, records
 
@@ -128,10 +128,12 @@ def superseded(
 
 
 def _without(before: Sequence[str], dream: Dream) -> Dream:
-    """Return the dream, replied to with its answer alone if the rest names what holds no more."""
-    if dream.contrast or not any(given_away(answer, dream.reply) for answer in before):
+    """Return the dream without those sentences of its reply that name what holds no more; the answer stays."""
+    if dream.contrast or any(given_away(answer, dream.answer) for answer in before):
         return dream
-    return replace(dream, reply=alone(dream.answer))
+    parts = sentences(dream.reply)
+    left = [part for part in parts if not any(given_away(answer, part) for answer in before)]
+    return dream if left == parts else replace(dream, reply=" ".join(left))
 
 
 def _questions(dreams: Iterable[Dream]) -> list[str]:
