@@ -19,7 +19,18 @@ def book(tmp_path):
 def test_train_then_generate(everlearn, book, tmp_path):
     fields = [word for field in TINY for word in ("--set", field)]
     done = everlearn(
-        "train", "transformer-tiny", book, "--out", tmp_path / "out", *SMALL, *fields, "--seed", 3, "--json"
+        "train",
+        "--model",
+        "transformer-tiny",
+        "--data",
+        book,
+        "--out",
+        tmp_path / "out",
+        *SMALL,
+        *fields,
+        "--seed",
+        3,
+        "--json",
     )
     assert done.code == 0, done.err
     assert (done.json["tokens"], done.json["steps"], done.json["out"]) == (256, 4, str(tmp_path / "out"))
@@ -40,13 +51,15 @@ def test_train_then_generate(everlearn, book, tmp_path):
     ],
 )
 def test_train_refuses_what_it_does_not_know(everlearn, book, tmp_path, more, said):
-    code, out, err = everlearn("train", "hope-tiny", book, "--tokens", 9, "--out", tmp_path / "out", *more)
+    code, out, err = everlearn(
+        "train", "--model", "hope-tiny", "--data", book, "--tokens", 9, "--out", tmp_path / "out", *more
+    )
     assert (code, out) == (1, "")
     assert said in err
 
 
 def test_an_unknown_preset_or_folder(everlearn, book, tmp_path):
-    code, _, err = everlearn("train", "hop-tiny", book, "--tokens", 9, "--out", tmp_path / "out")
+    code, _, err = everlearn("train", "--model", "hop-tiny", "--data", book, "--tokens", 9, "--out", tmp_path / "out")
     assert (code, "hop-tiny" in err) == (1, True)
     code, _, err = everlearn("generate", tmp_path)
     assert (code, "holds no model" in err) == (1, True)

@@ -18,8 +18,10 @@ from everlearn.errors import InvalidArgument
 
 
 def train(
-    preset: Annotated[str, typer.Argument(help="Such as hope-tiny.")],
-    data: Annotated[str, typer.Argument(help="A folder of .txt and .jsonl, one such file, or a Hugging Face dataset.")],
+    model: Annotated[str, typer.Option("--model", metavar="PRESET", help="Such as hope-tiny.")],
+    data: Annotated[
+        str, typer.Option("--data", help="A folder of .txt and .jsonl, one such file, or a Hugging Face dataset.")
+    ],
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="To train on, over all processes.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for checkpoints, model and result.json.")],
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="One to reuse; by default one is made.")] = None,
@@ -73,7 +75,7 @@ def train(
     if wrong := changes.keys() & inspect.signature(run).parameters.keys():
         raise InvalidArgument(f"--set: got {sorted(wrong)}, expected fields of the preset's configuration")
     with contextlib.redirect_stdout(sys.stderr):  # the trainer's log
-        result = run(preset, data, tokens=tokens, out=out, **given, **flags, **changes)
+        result = run(model, data, tokens=tokens, out=out, **given, **flags, **changes)
     if os.environ.get("RANK", "0") == "0":
         said = f"{result.out}: {result.parameters:,} parameters, {result.tokens:,} tokens in {result.steps} steps"
         report(asdict(result), f"{said}, held-out loss {result.held_out_loss:.4f}", as_json=as_json)
