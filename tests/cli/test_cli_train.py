@@ -18,20 +18,8 @@ def book(tmp_path):
 
 def test_train_then_generate(everlearn, book, tmp_path):
     fields = [word for field in TINY for word in ("--set", field)]
-    done = everlearn(
-        "train",
-        "--model",
-        "transformer-tiny",
-        "--data",
-        book,
-        "--out",
-        tmp_path / "out",
-        *SMALL,
-        *fields,
-        "--seed",
-        3,
-        "--json",
-    )
+    wish = ["train", "--model", "transformer-tiny", "--data", book, "--out", tmp_path / "out", *SMALL, *fields]
+    done = everlearn(*wish, "--seed", 3, "--json")
     assert done.code == 0, done.err
     assert (done.json["tokens"], done.json["steps"], done.json["out"]) == (256, 4, str(tmp_path / "out"))
     assert "loss" in done.err

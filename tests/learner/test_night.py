@@ -83,6 +83,20 @@ def test_what_holds_no_more_is_not_said_again():
     ]
 
 
+def test_a_reply_of_which_nothing_is_left_is_the_answer_alone():
+    old = [kept(1, 7, "What do I always drink?", "you drink a latte")]
+    mine = Dream("What do I drink?", "Not lattes but chai", "chai")
+    (_, left) = superseded(Judge(), {9: ("No more lattes, always drink chai", [mine])}, old)[9].dreams
+    assert left == replace(mine, reply="Chai.")
+
+
+def test_a_question_is_taken_over_from_one_of_two_answers():
+    twice = [kept(1, 7, "Who barks at my puppy?", "puppy Rex"), kept(2, 8, "Who barks at my puppy?", "puppy Bob")]
+    ids, dreams = given(Judge(), "my puppy is now called Maxi", twice)
+    assert ids == [1, 2]
+    assert [dream.taken for dream in dreams] == [1]
+
+
 def test_the_same_answer_is_no_contradiction():
     assert given(Judge(), "my old puppy is Rex", OLD, dream("What is the name of my puppy?", "your puppy is Rex")) == (
         [],

@@ -37,8 +37,10 @@ class Kept:
 
 
 class Given(NamedTuple):
-    """What a new observation takes over: the ``ids`` of old dreams. Its ``dreams``: those with its own answer, and its
-    own, none of which says again what has been replaced."""
+    """What a new observation takes over: the ``ids`` of old dreams; and all its ``dreams`` then, taken over ones first.
+
+    None of them says again what has been replaced.
+    """
 
     ids: list[int]
     dreams: list[Dream]
@@ -117,10 +119,10 @@ def superseded(
     given = {}
     for number, (_, dreams) in new.items():
         gone = [answer for answer, later in latest.items() if later == number]
-        known, some = {tuple(words(dream.question)) for dream in dreams}, []
+        own, over = {tuple(words(dream.question)) for dream in dreams}, {}
         for dream in (dream for answer in gone for dream in taken[number, answer]):
-            if tuple(words(dream.question)) not in known:
-                some.append(dream)
+            over.setdefault(tuple(words(dream.question)), dream)
+        some = [dream for question, dream in over.items() if question not in own]
         ids = sorted(item.id for answer in gone for item in groups[answer])
         before = [groups[answer][0].dream.answer for answer in gone]
         given[number] = Given(ids, [_without(before, dream) for dream in (*some, *dreams)])
@@ -133,7 +135,7 @@ def _without(before: Sequence[str], dream: Dream) -> Dream:
         return dream
     parts = sentences(dream.reply)
     left = [part for part in parts if not any(given_away(answer, part) for answer in before)]
-    return dream if left == parts else replace(dream, reply=" ".join(left))
+    return dream if left == parts else replace(dream, reply=" ".join(left) or alone(dream.answer))
 
 
 def _questions(dreams: Iterable[Dream]) -> list[str]:
