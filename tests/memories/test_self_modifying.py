@@ -48,6 +48,7 @@ VARIANTS = {
     "relu": {"activation": "relu"},
     "wide": {"width": 7},
     "no_output_norm": {"output_norm": False},
+    "no_output_gate": {"output_gate": False},
     "only_w1_forgets": {"forgetting": ("W1",)},
     "only_w2_forgets": {"forgetting": ("W2",), "momentum": 0.5, "chunk_size": 2, "projection_chunk_size": 4},
     "nothing_forgets_token_by_token": {"forgetting": (), "chunk_size": 1},
@@ -105,6 +106,7 @@ def test_is_the_gated_delta_rule_without_its_extras():
         self_targets=False,
         chunk_size=1,
         output_norm=False,
+        output_gate=False,
     )
     x = text()
     y, state = made(x)

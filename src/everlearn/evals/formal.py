@@ -70,16 +70,16 @@ BUDGETS = {
         grid=({"lr": 3e-3, "memory": "network"},),
     ),
     "small": Budget(
-        size=_size(32, 1, 2, 64), train=10_000, test=200, steps=500, batch=32, checks=20,
+        size=_size(32, 1, 2, 53), train=10_000, test=200, steps=500, batch=32, checks=20,
         grid=({"lr": 1e-2, "memory": "network"}, {"lr": 5e-3, "memory": "counter"}),
     ),
     # counting is learned late: for those languages (counter-2, counter-3, shuffle-2), one rate, no memory per token
     "counting": Budget(
-        size=_size(32, 1, 2, 64), train=10_000, test=200, steps=3_000, batch=32, checks=40,
+        size=_size(32, 1, 2, 53), train=10_000, test=200, steps=3_000, batch=32, checks=40,
         grid=({"lr": 5e-3, "memory": "counter"},), patience=1e-8,
     ),
     "paper": Budget(
-        size=_size(128, 2, 8, 256), train=10_000, test=2_000, steps=94_000, batch=32, checks=300,
+        size=_size(128, 2, 8, 214), train=10_000, test=2_000, steps=94_000, batch=32, checks=300,
         grid=({"lr": 1e-3, "memory": "network"}, {"lr": 3e-4, "memory": "counter"}), tune_each=True,
     ),
 }  # fmt: skip

@@ -46,7 +46,7 @@ SWEEP = tuple({"lr": lr, "weight_decay": decay} for lr in (1e-4, 5e-4, 1e-3) for
 BUDGETS = {
     "tiny": Budget(Size(16, 1, 2, 16, HOPE), 2, 16, 8, 8, 1, 8, ({"lr": 1e-3, "weight_decay": 0.0},), steps=2),
     "small": Budget(
-        Size(64, 2, 4, 128, HOPE, others=OTHERS),
+        Size(64, 2, 4, 106, HOPE, others=OTHERS),
         1,
         None,
         320,
@@ -56,7 +56,7 @@ BUDGETS = {
         ({"lr": 3e-3, "weight_decay": 0.0},),
         steps=400,
     ),
-    "paper": Budget(Size(128, 2, 4, 256, HOPE, others=OTHERS), None, None, 1280, 1280, 200, 128, SWEEP, tune_each=True),
+    "paper": Budget(Size(128, 2, 4, 214, HOPE, others=OTHERS), None, None, 1280, 1280, 200, 128, SWEEP, tune_each=True),
 }
 
 

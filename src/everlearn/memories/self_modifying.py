@@ -7,6 +7,8 @@ chunk, with the parameters at its start (subscript 0), ``x~`` the convolved inpu
     eta = eta_max sigmoid(w_eta . M_eta0(W_e x~) + b_eta)      alpha = sigmoid(w_alpha . M_alpha0(W_a x~) + b_alpha)
     every memory m learns  M_m0(k) -> M_m0(v), a write a token       y_t = M_mem,t(q)
 
+The layer's output is ``W_o (norm(y) . silu(W_g x))``, with a norm for each head.
+
 :func:`everlearn.memories.self_modifying_naive.self_modifying_naive` is the same thing token by token.
 """
 
@@ -83,20 +85,22 @@ class SelfModifyingMemory(nn.Module):
         self.alpha_weight = nn.Parameter(torch.empty(heads, size), requires_grad=config.decay)
         self.alpha_bias = nn.Parameter(torch.empty(heads), requires_grad=config.decay)
         self.norm_weight = nn.Parameter(torch.empty(hidden)) if config.output_norm else None
+        self.gate_proj = nn.Linear(hidden, hidden, bias=False) if config.output_gate else None
         self.out_proj = nn.Linear(hidden, hidden, bias=False)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:
         """Draw new parameters; ``std`` is that of the static projections."""
-        nn.init.normal_(self.in_proj.weight, std=std)
-        nn.init.normal_(self.out_proj.weight, std=std)
+        for linear in self.children():
+            if isinstance(linear, nn.Linear):
+                nn.init.normal_(linear.weight, std=std)
         parameters = dict(self.named_parameters())
         for name, value in self.draw().items():
             parameters[name].copy_(value)
 
     def draw(self) -> dict[str, Tensor]:
-        """New values for all parameters but the two static projections, by name."""
+        """New values for all parameters but the static projections, by name."""
         config = self.config
         heads, size, count = config.num_heads, config.head_size, config.projections + 1
         starts = config.memory_structure().start(count, heads, size, config.head_width)
@@ -163,7 +167,10 @@ class SelfModifyingMemory(nn.Module):
                 y = y * self.norm_weight
             if plan.layout is not None:
                 y = plan.layout.from_slots(y)
-        return self.out_proj(y.to(x.dtype)), state.replace(conv=conv, position=plan.position)
+        y = y.to(x.dtype)
+        if self.gate_proj is not None:
+            y = y * F.silu(self.gate_proj(x))
+        return self.out_proj(y), state.replace(conv=conv, position=plan.position)
 
     def _check(self, x: Tensor, state: SelfModifyingState | None) -> None:
         if x.dim() != 3 or x.shape[-1] != self.config.hidden_size or x.shape[1] == 0:

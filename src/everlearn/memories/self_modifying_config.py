@@ -48,6 +48,8 @@ class SelfModifyingConfig:
         alpha_init: ``alpha`` at the start of training.
         conv_width: taps of the causal convolution on the input.
         output_norm: normalise each head's read before the output projection.
+        output_gate: multiply what is read by ``silu(W_g x)`` before the output projection, as Titans does; the paper's
+            equations stop at the read.
         recompute: what the backward computes again: ``"parts"``, all of a chunk but what its writes are made of;
             ``"chunk"``, everything between chunk boundaries, the least memory; ``"nothing"``. True and False are the
             first and the last.
@@ -83,6 +85,7 @@ class SelfModifyingConfig:
     alpha_init: float = 0.99
     conv_width: int = 4
     output_norm: bool = True
+    output_gate: bool = True
     recompute: str | bool = "parts"
     compile: bool = False
 

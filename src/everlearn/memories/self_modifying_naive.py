@@ -109,4 +109,6 @@ def self_modifying_naive(memory: SelfModifyingMemory, x: Tensor) -> tuple[Tensor
     y = y.flatten(-2)
     if memory.norm_weight is not None:
         y = y * memory.norm_weight
+    if memory.gate_proj is not None:
+        y = y * F.silu(memory.gate_proj(x))
     return memory.out_proj(y), now

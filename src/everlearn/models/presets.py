@@ -23,7 +23,7 @@ def hope_tiny(**changes: Any) -> HopeConfig:
         "hidden_size": 256,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "intermediate_size": 640,
+        "intermediate_size": 552,
         "memory": {"width": 16},
         "cms_periods": [1, 2048],
     }
@@ -37,7 +37,7 @@ def hope_760m(**changes: Any) -> HopeConfig:
         "hidden_size": 1536,
         "num_hidden_layers": 20,
         "num_attention_heads": 16,
-        "intermediate_size": 4352,
+        "intermediate_size": 3840,
         "cms_periods": [1, 1 << 20],
     }
     return HopeConfig(**{**fields, **changes})
@@ -50,7 +50,7 @@ def hope_1b3(**changes: Any) -> HopeConfig:
         "hidden_size": 2048,
         "num_hidden_layers": 20,
         "num_attention_heads": 16,
-        "intermediate_size": 5504,
+        "intermediate_size": 4816,
         "cms_periods": [1, 1 << 20],
     }
     return HopeConfig(**{**fields, **changes})
