@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from everlearn.errors import InvalidArgument
 from everlearn.memories.continuum import Continuum
 
-__all__ = ["ResidualSwiGLU", "SwiGLU", "continuum_of_swiglu"]
+__all__ = ["ContinuumFeedForward", "ResidualSwiGLU", "SwiGLU", "continuum_of_swiglu"]
 
 
 class SwiGLU(nn.Module):
@@ -28,7 +29,7 @@ class SwiGLU(nn.Module):
 
 
 class ResidualSwiGLU(SwiGLU):
-    """``x + SwiGLU(x)``: a later level of a chain, which passes on what the earlier ones made."""
+    """``x + SwiGLU(x)``: a level of a chain, which passes on what it is given."""
 
     def delta(self, x: Tensor) -> Tensor:
         """What it adds to ``x``."""
@@ -39,16 +40,29 @@ class ResidualSwiGLU(SwiGLU):
         return x + self.delta(x)
 
 
-def continuum_of_swiglu(hidden_size: int, intermediate_size: int, names: Sequence[str], wiring: str) -> Continuum:
-    """A continuum memory in a feed-forward network's place, its width shared out equally among the levels.
+class ContinuumFeedForward(Continuum):
+    """What a chain of residual levels adds to its input, ``M_k(... M_1(x)) - x`` (Eq. 70 within ``x + CMS(norm(x))``).
 
-    The first level of a chain is a plain network (it starts from the layer's normed input); later ones are residual.
+    With one level this is a feed-forward network. A level works on the input and all that the levels before it added:
+    on their small output alone, a later network would hardly learn (docs/log.md).
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` ``[..., hidden_size]``."""
+        first, *later = (cast(ResidualSwiGLU, memory) for memory in self.memories)
+        added = first.delta(x)
+        for level in later:
+            added = added + level.delta(x + added)
+        return added
+
+
+def continuum_of_swiglu(hidden_size: int, intermediate_size: int, names: Sequence[str], wiring: str) -> Continuum:
+    """A continuum memory in a feed-forward network's place, its width shared out equally among the levels."""
     width = intermediate_size // len(names)
     if width < 1:
         raise InvalidArgument(
             f"intermediate_size: got {intermediate_size}, expected at least one unit a level ({names})"
         )
-    chained = wiring != "independent"
-    kinds = [ResidualSwiGLU if chained and i else SwiGLU for i in range(len(names))]
-    return Continuum(names, [kind(hidden_size, width) for kind in kinds], wiring=wiring)
+    if wiring == "independent":
+        return Continuum(names, [SwiGLU(hidden_size, width) for _ in names], wiring=wiring)
+    return ContinuumFeedForward(names, [ResidualSwiGLU(hidden_size, width) for _ in names], wiring=wiring)
