@@ -134,7 +134,7 @@ def test_a_run_that_diverges_has_no_values(data, tmp_path, monkeypatch):
 def test_every_row_of_the_ablation_lacks_one_part():
     size = ablation.BUDGETS["small"].size
     rows = {c.name: configuration(c, size, 300) for c in choose(None, ablation.ROWS, only_variants=True)}
-    assert list(rows) == ["full", "-dgd", "-momentum", "-decay", "-cms", "-k", "-v", "-q"]
+    assert list(rows) == ["full", "-dgd", "-momentum", "-decay", "-cms", "-k", "-v", "-q", "-gate"]
     full = rows["full"].memory_config()
     assert (set(full.adaptive), full.rule, full.decay) == ({"q", "k", "v", "eta", "alpha"}, "dgd", True)
     assert full.momentum > 0
@@ -146,7 +146,7 @@ def test_every_row_of_the_ablation_lacks_one_part():
     }
     assert changed == {
         "full": set(), "-dgd": {"rule"}, "-momentum": {"momentum"}, "-decay": {"decay"}, "-cms": set(),
-        "-k": {"adaptive"}, "-v": {"adaptive"}, "-q": {"adaptive"},
+        "-k": {"adaptive"}, "-v": {"adaptive"}, "-q": {"adaptive"}, "-gate": {"output_gate"},
     }  # fmt: skip
     assert rows["-cms"].cms_periods == [1]
     for role in "kvq":

@@ -1,7 +1,8 @@
 """``everlearn eval ablation``: what each part of HOPE buys, the rows of the paper, as language models on books.
 
 "full" has every part; each other row lacks one. HOPE as configured by default is nearest to "-q": the equations
-(Eq. 83) have a static query, the paper's ablation an adaptive one, and a momentum that the equations lack.
+(Eq. 83) have a static query, the paper's ablation an adaptive one, and a momentum that the equations lack. "-gate" is a
+row of ours: the paper says nothing of a gate on the output.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "-k": ("hope", _without("k")),
     "-v": ("hope", _without("v")),
     "-q": ("hope", _without("q")),
+    "-gate": ("hope", {"memory": {"output_gate": False}}),
 }
 
 BUDGETS = {
