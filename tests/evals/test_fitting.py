@@ -137,6 +137,6 @@ def test_a_batch_of_three_parts_is_passed_on_whole(model):
         seen.append(given)
         return cross_entropy(made, given)
 
-    fit(model, lambda step: lesson([([1, 2, 3], [4])]), Recipe(1, 1e-3), loss=loss)
+    fit(model, lambda step: lesson([[([1, 2, 3], [4])]]), Recipe(1, 1e-3), loss=loss)
     assert seen[0].answer.tolist() == [[False, False, True]]
     assert seen[0].inputs.tolist() == [[1, 2, 3]]

@@ -16,7 +16,7 @@ from everlearn.evals.contestants import Size, choose, make
 from everlearn.evals.fitting import IGNORED
 from everlearn.evals.long_context import lesson, two_losses
 from everlearn.evals.niah import NIAH
-from everlearn.evals.niah_prompts import ADJECTIVES, DEPTHS, NIAH_TASKS, NOISE, NOUNS, make_prompt, share_found
+from everlearn.evals.niah_prompts import ADJECTIVES, DEPTHS, NIAH_TASKS, NOISE, NOUNS, make_drill, make_prompt, share_found
 from everlearn.evals.suite import run_suite
 
 ESSAY = [f" Sentence {i} of it." for i in range(50)]
@@ -107,8 +107,30 @@ def test_scores_by_hand():
     assert len(set(NOUNS)) == len(NOUNS) > 100
 
 
+def test_a_drill_asks_for_every_needle():
+    seen = set()
+    for seed in range(40):
+        turns = make_drill(700, random.Random(seed), encode, [encode(line) for line in ESSAY], 0)
+        assert sum(len(part) for turn in turns for part in turn) <= 700
+        context = bytes(turns[0][0]).decode().split("\nWhat is")[0]
+        told = dict(re.findall(r"numbers for (\S+) is: (\d+)\.", context))
+        asked = {}
+        for given, said in turns:
+            name = re.search(r"magic number for (\S+) mentioned in the provided text is$", bytes(given).decode())[1]
+            assert said[-1] == 0
+            asked[name] = bytes(said[:-1]).decode()[1:-1]
+        assert asked == told
+        seen.add(len(told))
+    assert seen == {2, 3}  # no room for a fourth
+    with pytest.raises(InvalidArgument, match="length: got 100 tokens"):
+        make_drill(100, random.Random(0), encode, [], 0)
+
+
 def test_a_lesson_scores_text_and_answers_apart():
-    made = lesson([([1, 2, 3], [4, 5]), ([6], [7])])
+    made = lesson([[([1, 2, 3], [4, 5])], [([6], [7])]])
+    two = lesson([[([1], [2]), ([3], [4])]])
+    assert (two.inputs.tolist(), two.targets.tolist()) == ([[1, 2, 3]], [[2, 3, 4]])
+    assert two.answer.tolist() == [[True, False, True]]
     assert made.inputs.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
     assert made.targets.tolist() == [[2, 3, 4, 5], [7, IGNORED, IGNORED, IGNORED]]
     assert made.answer.tolist() == [[False, False, True, True], [True, False, False, False]]

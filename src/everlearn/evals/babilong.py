@@ -200,7 +200,7 @@ def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -
         for task in rng.choices(BABI_TASKS, k=plan.batch):
             begin, question, item = maker.draw(task, length, rng, "train")
             samples.append(([*begin, *question], [*maker.say(f" {item.answer}."), end]))
-        return lesson(samples)
+        return lesson([[sample] for sample in samples])
 
     def ask(task: str, length: int, rng: random.Random) -> Asked:
         begin, question, item = maker.draw(task, length, rng, "test")

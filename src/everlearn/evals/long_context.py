@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from everlearn.evals.contestants import make
 from everlearn.evals.fitting import IGNORED, PeakMemory, Recipe, device, fit, parameters
@@ -157,17 +158,12 @@ class Lesson(NamedTuple):
     answer: Tensor
 
 
-def lesson(samples: Sequence[tuple[list[int], list[int]]]) -> Lesson:
-    """Return prompts with their answers, padded on the right."""
-    longest = max(len(prompt) + len(said) for prompt, said in samples)
-    tokens = torch.zeros(len(samples), longest, dtype=torch.long)
-    targets = torch.full((len(samples), longest), IGNORED)
-    said_here = torch.zeros(len(samples), longest, dtype=torch.bool)
-    for row, (prompt, said) in enumerate(samples):
-        whole = torch.tensor([*prompt, *said])
-        tokens[row, : len(whole)] = targets[row, : len(whole)] = whole
-        said_here[row, len(prompt) : len(whole)] = True
-    return Lesson(tokens[:, :-1], targets[:, 1:], said_here[:, 1:])
+def lesson(samples: Sequence[Sequence[tuple[list[int], list[int]]]]) -> Lesson:
+    """Return samples, each of prompts with their answers one after the other, padded on the right."""
+    rows = [[(token, part) for turn in turns for part, tokens in enumerate(turn) for token in tokens] for turns in samples]
+    whole = [torch.tensor(row) for row in rows]
+    tokens, said = (pad_sequence([row[:, i] for row in whole], True, fill) for i, fill in ((0, IGNORED), (1, 0)))
+    return Lesson(tokens[:, :-1].clamp(min=0), tokens[:, 1:], said[:, 1:] == 1)
 
 
 def two_losses(model: Any, batch: Lesson) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 from everlearn.evals.contestants import Size
 from everlearn.evals.language import encode, sentences, tokenizer
 from everlearn.evals.long_context import Asked, Lesson, learn_and_ask, lesson
-from everlearn.evals.niah_prompts import ADJECTIVES, NIAH_TASKS, NOUNS, Prompt, make_prompt, share_found
+from everlearn.evals.niah_prompts import ADJECTIVES, NIAH_TASKS, NOUNS, Prompt, make_drill, make_prompt, share_found
 from everlearn.evals.sources import Sources
 from everlearn.evals.suite import Job, Outcome, Suite
 
@@ -24,7 +24,8 @@ __all__ = ["LEVELS", "NIAH", "Budget"]
 
 @dataclass(frozen=True)
 class Budget:
-    """Numbers of the protocol; ``lengths``: tokens of a prompt -> prompts a task; ``tasks``: trained on, and asked."""
+    """Numbers of the protocol; ``lengths``: tokens of a prompt -> prompts a task; ``tasks``: trained on, and asked;
+    ``drill``: share of the training prompts that ask for every needle (:func:`make_drill`)."""
 
     size: Size
     vocab_size: int
@@ -34,6 +35,7 @@ class Budget:
     lengths: dict[int, int]
     grid: tuple[dict[str, Any], ...]
     tasks: tuple[str, ...] = tuple(NIAH_TASKS)
+    drill: float = 0.5
     instruct: bool = True
     answer_tokens: int = 128
     tune_each: bool = False
@@ -47,7 +49,7 @@ BUDGETS = {
         answer_tokens=2,
     ),
     "small": Budget(
-        Size(128, 2, 4, 214, HOPE, (1, 16_384)), 1024, 256, 450, 8,
+        Size(128, 2, 4, 214, HOPE, (1, 16_384)), 2048, 256, 450, 8,
         {256: 24, 1024: 12, 4096: 6, 16_384: 2, 65_536: 1}, ({"lr": 3e-3},),
         tasks=("S-NIAH-1", "S-NIAH-2", "MK-NIAH-1", "MQ-NIAH"), instruct=False, answer_tokens=64,
     ),
@@ -69,8 +71,9 @@ LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
 def _words(sources: Sources, vocab_size: int) -> Any:
     """The tokenizer, which knows the prompts' words, and the books' sentences in tokens."""
     rng = random.Random(0)
-    extra = [f"{a}-{n} {rng.randint(10**6, 10**7)}" for a in ADJECTIVES for n in NOUNS[::10]]
-    extra += ["One of the special magic numbers for is: What is mentioned in the provided text? "] * 400
+    pairs = [(a, n) for a in ADJECTIVES for n in rng.sample(NOUNS, 40)]
+    extra = [f"for {a}-{n} is: {rng.randint(10**6, 10**7 - 1)}." for a, n in pairs] * 8
+    extra += ["One of the special magic numbers for is: What is mentioned in the provided text? number "] * 400
     made = tokenizer(sources, vocab_size, tuple(extra))
     hay = {
         part: [encode(made, f" {sentence}") for sentence in sentences([text[:1_000_000] for text in texts[:4]])]
@@ -92,7 +95,11 @@ def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -
     def batch(rng: random.Random, part: str) -> Lesson:
         tasks = rng.choices(plan.tasks, k=plan.batch)
         found = [prompt(task, plan.train_length, rng, part) for task in tasks]
-        return lesson([([*p.context, *p.question], [*say(p.answer), made.eos_token_id]) for p in found])
+        samples = [[([*p.context, *p.question], [*say(p.answer), made.eos_token_id])] for p in found]
+        if part == "train":
+            for row in range(round(plan.drill * plan.batch)):
+                samples[row] = make_drill(plan.train_length, rng, say, hay[part], made.eos_token_id)
+        return lesson(samples)
 
     def draw(task: str, length: int, rng: random.Random) -> Asked:
         one = prompt(task, length, rng, "test")
@@ -109,6 +116,7 @@ def notes(plan: Budget) -> list[str]:
         f"models of {size.layers} layers of width {size.hidden_size} and {plan.vocab_size} tokens, trained here on"
         f" {plan.steps} batches of {plan.batch} prompts of {plan.train_length} tokens (published: language models of"
         " 760M parameters and more)",
+        f"{plan.drill:.0%} of the training prompts have a question for every needle",
         f"tasks: {', '.join(plan.tasks)} (published: {len(NIAH_TASKS)}), {'with' if plan.instruct else 'without'} the"
         " instruction before the text (published: with)",
         f"prompts a task and length: {lengths} (published: 500 at 4k to 128k)",

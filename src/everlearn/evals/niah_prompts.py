@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from everlearn.errors import InvalidArgument
 
-__all__ = ["NIAH_TASKS", "Niah", "Prompt", "make_prompt", "share_found"]
+__all__ = ["NIAH_TASKS", "Niah", "Prompt", "Turn", "make_drill", "make_prompt", "share_found"]
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 DEPTHS = [100 * i / 39 for i in range(40)]
@@ -99,18 +99,13 @@ def make_prompt(
     values = [value for name in asked for value in needles[name]]
     one = len(values) == 1
     kind = task.value[:-1] if one else task.value
-    query = _listed(asked)
-    question = (
-        f"\nWhat {'is' if one else 'are all'} the special magic {kind} for {query} mentioned in the provided text?"
-        f" The special magic {kind} for {query} mentioned in the provided text {'is' if one else 'are'}"
-    )
     opening = ""
     if instruct:
         opening = (
             f"{'A' if one else 'Some'} special magic {kind} {'is' if one else 'are'} hidden within the following text."
             f" Make sure to memorize {'it' if one else 'them'}. I will quiz you about the {kind} afterwards.\n"
         )
-    start, end = encode(opening), encode(question)
+    start, end = encode(opening), encode(_question(kind, asked, one))
     lines = [encode(_needle(task, name, value)) for name in names for value in needles[name]]
     room = length - len(start) - len(end) - sum(map(len, lines))
     if room < 0:
@@ -120,6 +115,47 @@ def make_prompt(
     context = [token for part in _inserted(hay, lines, rng, task.haystack) for token in part]
     answer = f" {_listed(values)}."
     return Prompt([*start, *context], end, values, answer)
+
+
+Turn = tuple[list[int], list[int]]
+"""Tokens that are given, and those of the answer."""
+
+
+def make_drill(
+    length: int, rng: random.Random, encode: Encode, essay: Sequence[list[int]], stop: int, *, most: int = 4
+) -> list[Turn]:
+    """Return turns of at most ``length`` tokens together: a context of some needles, and a question for every needle.
+
+    One answer a prompt is little to learn from: here most of what follows the needles is answers. The first turn's given
+    tokens begin with the context; answers end with the token ``stop``. ``most``: needles, of which there are from two
+    on as many as fit; other arguments as of :func:`make_prompt`.
+    """
+    task = Niah(rng.choice(("noise", "essay")))
+    lines, turns, room = [], [], length
+    for _ in range(rng.randint(2, most)):
+        name, value = _draw(task.key, rng), _draw(task.value, rng)
+        line = encode(_needle(task, name, value))
+        turn = encode(_question("number", [name], True)), [*encode(f" {value}."), stop]
+        room -= len(line) + sum(map(len, turn))
+        if room < 0:
+            break
+        lines.append(line)
+        turns.append(turn)
+    if not lines:
+        raise InvalidArgument(f"length: got {length} tokens, expected at least {length - room} for a needle and its question")
+    hay = _haystack(task, max(room, 0), rng, encode, essay)
+    rng.shuffle(turns)
+    context = [token for part in _inserted(hay, lines, rng, task.haystack) for token in part]
+    return [(context + given if i == 0 else given, said) for i, (given, said) in enumerate(turns)]
+
+
+def _question(kind: str, asked: Sequence[str], one: bool) -> str:
+    """The question and the beginning of its answer."""
+    query = _listed(asked)
+    return (
+        f"\nWhat {'is' if one else 'are all'} the special magic {kind} for {query} mentioned in the provided text?"
+        f" The special magic {kind} for {query} mentioned in the provided text {'is' if one else 'are'}"
+    )
 
 
 def share_found(values: Sequence[str], said: str) -> float:
