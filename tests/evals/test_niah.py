@@ -16,7 +16,16 @@ from everlearn.evals.contestants import Size, choose, make
 from everlearn.evals.fitting import IGNORED
 from everlearn.evals.long_context import lesson, two_losses
 from everlearn.evals.niah import NIAH
-from everlearn.evals.niah_prompts import ADJECTIVES, DEPTHS, NIAH_TASKS, NOISE, NOUNS, make_drill, make_prompt, share_found
+from everlearn.evals.niah_prompts import (
+    ADJECTIVES,
+    DEPTHS,
+    NIAH_TASKS,
+    NOISE,
+    NOUNS,
+    make_drill,
+    make_prompt,
+    share_found,
+)
 from everlearn.evals.suite import run_suite
 
 ESSAY = [f" Sentence {i} of it." for i in range(50)]

@@ -160,7 +160,9 @@ class Lesson(NamedTuple):
 
 def lesson(samples: Sequence[Sequence[tuple[list[int], list[int]]]]) -> Lesson:
     """Return samples, each of prompts with their answers one after the other, padded on the right."""
-    rows = [[(token, part) for turn in turns for part, tokens in enumerate(turn) for token in tokens] for turns in samples]
+    rows = [
+        [(token, part) for turn in turns for part, tokens in enumerate(turn) for token in tokens] for turns in samples
+    ]
     whole = [torch.tensor(row) for row in rows]
     tokens, said = (pad_sequence([row[:, i] for row in whole], True, fill) for i, fill in ((0, IGNORED), (1, 0)))
     return Lesson(tokens[:, :-1].clamp(min=0), tokens[:, 1:], said[:, 1:] == 1)

@@ -126,8 +126,7 @@ def make_drill(
 ) -> list[Turn]:
     """Return turns of at most ``length`` tokens together: a context of some needles, and a question for every needle.
 
-    One answer a prompt is little to learn from: here most of what follows the needles is answers. The first turn's given
-    tokens begin with the context; answers end with the token ``stop``. ``most``: needles, of which there are from two
+    One answer a prompt is little to learn from. The first turn's given tokens begin with the context; answers end with the token ``stop``. ``most``: needles, of which there are from two
     on as many as fit; other arguments as of :func:`make_prompt`.
     """
     task = Niah(rng.choice(("noise", "essay")))
@@ -142,7 +141,9 @@ def make_drill(
         lines.append(line)
         turns.append(turn)
     if not lines:
-        raise InvalidArgument(f"length: got {length} tokens, expected at least {length - room} for a needle and its question")
+        raise InvalidArgument(
+            f"length: got {length} tokens, expected at least {length - room} for a needle and its question"
+        )
     hay = _haystack(task, max(room, 0), rng, encode, essay)
     rng.shuffle(turns)
     context = [token for part in _inserted(hay, lines, rng, task.haystack) for token in part]
