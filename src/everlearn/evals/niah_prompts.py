@@ -126,8 +126,9 @@ def make_drill(
 ) -> list[Turn]:
     """Return turns of at most ``length`` tokens together: a context of some needles, and a question for every needle.
 
-    One answer a prompt is little to learn from. The first turn's given tokens begin with the context; answers end with the token ``stop``. ``most``: needles, of which there are from two
-    on as many as fit; other arguments as of :func:`make_prompt`.
+    One answer a prompt is little to learn from. The first turn's given tokens begin with the context; answers end with
+    the token ``stop``. ``most``: needles, of which there are two at least, where they fit; other arguments as of
+    :func:`make_prompt`.
     """
     task = Niah(rng.choice(("noise", "essay")))
     lines, turns, room = [], [], length
