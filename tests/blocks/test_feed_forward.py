@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from everlearn.blocks.feed_forward import ResidualSwiGLU, SwiGLU, continuum_of_swiglu
+from everlearn.blocks.feed_forward import ContinuumFeedForward, ResidualSwiGLU, SwiGLU, continuum_of_swiglu
 from everlearn.errors import InvalidArgument
 
 
@@ -34,3 +34,8 @@ def test_continuum(wiring):
 def test_too_many_levels_are_named():
     with pytest.raises(InvalidArgument, match="intermediate_size"):
         continuum_of_swiglu(6, 1, ("fast", "slow"), "sequential")
+
+
+def test_independent_levels_are_no_chain():
+    with pytest.raises(InvalidArgument, match="wiring"):
+        ContinuumFeedForward(("fast",), [ResidualSwiGLU(6, 4)], wiring="independent")

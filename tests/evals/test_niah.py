@@ -120,7 +120,7 @@ def test_a_drill_asks_for_every_needle():
     seen = set()
     for seed in range(40):
         turns = make_drill(700, random.Random(seed), encode, [encode(line) for line in ESSAY], 0)
-        assert sum(len(part) for turn in turns for part in turn) <= 700
+        assert sum(len(part) for turn in turns for part in turn) == 700  # filled up with hay
         context = bytes(turns[0][0]).decode().split("\nWhat is")[0]
         told = dict(re.findall(r"numbers for (\S+) is: (\d+)\.", context))
         asked = {}

@@ -123,7 +123,8 @@ def test_a_linear_layer_that_is_never_called_gets_adamw_where_its_owner_says_so(
     mixer, feed_forward = model.model.layers[0].mixer, model.model.layers[0].feed_forward
     optimizer = DGD(model, lr=0.1)
     matrices = {id(p) for group in optimizer.param_groups if group["rule"] == "matrix" for p in group["params"]}
-    assert matrices == {id(m.weight) for m in (mixer.out_proj, feed_forward.in_proj, feed_forward.out_proj)}
+    called = (mixer.gate_proj, mixer.out_proj, feed_forward.in_proj, feed_forward.out_proj)
+    assert matrices == {id(linear.weight) for linear in called}
     tokens = torch.arange(8)[None]
     model(input_ids=tokens, labels=tokens).loss.backward()
     before = [p.detach().clone() for p in model.parameters()]

@@ -73,7 +73,7 @@ def test_memories_of_hope_are_stacks_and_its_gates_are_vectors():
     gates = {id(mixer.conv_weight), id(mixer.eta_weight), id(mixer.alpha_weight)}
     assert gates <= {id(p) for p in vectors["params"]}
     assert vectors["weight_decay"] == 0.0
-    assert len(matrices["params"]) == 4
+    assert len(matrices["params"]) == 5
     assert len(tables["params"]) == 1
 
 

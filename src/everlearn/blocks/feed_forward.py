@@ -44,8 +44,14 @@ class ContinuumFeedForward(Continuum):
     """What a chain of residual levels adds to its input, ``M_k(... M_1(x)) - x`` (Eq. 70 within ``x + CMS(norm(x))``).
 
     With one level this is a feed-forward network. A level works on the input and all that the levels before it added:
-    on their small output alone, a later network would hardly learn (docs/log.md).
+    on their small output alone, a later network would hardly learn (docs/log.md). Independent levels are no chain:
+    InvalidArgument.
     """
+
+    def __init__(self, names: Sequence[str], memories: Sequence[ResidualSwiGLU], *, wiring: str = "sequential") -> None:
+        if wiring == "independent":
+            raise InvalidArgument("wiring: got 'independent', expected 'sequential' or 'nested' for a chain")
+        super().__init__(names, memories, wiring=wiring)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` ``[..., hidden_size]``."""

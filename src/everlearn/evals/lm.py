@@ -232,7 +232,8 @@ def notes(plan: Budget) -> list[str]:
         f" after {plan.warmup:.0%} of the steps",
         f"{tested} test text, in windows that know nothing of each other;"
         f" {'all' if plan.test_items is None else plan.test_items} passages of LAMBADA and pairs of BLiMP",
-        f"HOPE's levels: {list(size.cms_periods)} tokens between updates, memory {dict(size.memory)}",
+        f"HOPE's levels: {list(size.cms_periods)} tokens between updates (HOPE-Attention's: [1, 8192]), memory"
+        f" {dict(size.memory)}",
     ]
 
 

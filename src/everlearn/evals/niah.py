@@ -71,8 +71,8 @@ LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
 def _words(sources: Sources, vocab_size: int) -> Any:
     """The tokenizer, which knows the prompts' words, and the books' sentences in tokens."""
     rng = random.Random(0)
-    pairs = [(a, n) for a in ADJECTIVES for n in rng.sample(NOUNS, min(40, len(NOUNS)))]
-    extra = [f"for {a}-{n} is: {rng.randint(10**6, 10**7 - 1)}." for a, n in pairs] * 8
+    pairs = [(a, n) for a in ADJECTIVES for n in rng.sample(NOUNS, 40)] * 8
+    extra = [f"for {a}-{n} is: {rng.randint(10**6, 10**7 - 1)}." for a, n in pairs]
     extra += ["One of the special magic numbers for is: What is mentioned in the provided text? number "] * 400
     made = tokenizer(sources, vocab_size, tuple(extra))
     hay = {

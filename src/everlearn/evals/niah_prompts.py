@@ -131,21 +131,20 @@ def make_drill(
     :func:`make_prompt`.
     """
     task = Niah(rng.choice(("noise", "essay")))
-    lines, turns, room = [], [], length
+    lines, turns, room, size = [], [], length, 0
     for _ in range(rng.randint(2, most)):
         name, value = _draw(task.key, rng), _draw(task.value, rng)
         line = encode(_needle(task, name, value))
         turn = encode(_question("number", [name], True)), [*encode(f" {value}."), stop]
-        room -= len(line) + sum(map(len, turn))
-        if room < 0:
+        size = len(line) + sum(map(len, turn))
+        if size > room:
             break
+        room -= size
         lines.append(line)
         turns.append(turn)
     if not lines:
-        raise InvalidArgument(
-            f"length: got {length} tokens, expected at least {length - room} for a needle and its question"
-        )
-    hay = _haystack(task, max(room, 0), rng, encode, essay)
+        raise InvalidArgument(f"length: got {length} tokens, expected at least {size} for a needle and its question")
+    hay = _haystack(task, room, rng, encode, essay)
     rng.shuffle(turns)
     context = [token for part in _inserted(hay, lines, rng, task.haystack) for token in part]
     return [(context + given if i == 0 else given, said) for i, (given, said) in enumerate(turns)]

@@ -206,7 +206,7 @@ class ByteLM(Problem):
             "hidden_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "intermediate_size": 160,
+            "intermediate_size": 139,
         }
         hope = HopeConfig(vocab_size=256, memory=memory, **sizes)
         self.model = build(hope if family == "hope" else family_config(family, hope))
