@@ -20,6 +20,7 @@ from everlearn.evals.fitting import IGNORED, Batch, Recipe, device, fit, paramet
 from everlearn.evals.language import books_tokens, encode, tokenizer
 from everlearn.evals.sources import Sources
 from everlearn.evals.suite import Job, Measure, Outcome, Suite
+from everlearn.models.registry import FAMILIES
 
 __all__ = ["LM", "Budget", "log_likelihoods", "negative_log_likelihood", "run"]
 
@@ -224,6 +225,7 @@ def log_likelihoods(
 def notes(plan: Budget) -> list[str]:
     """Say what differs from the published protocol."""
     size, tokens = plan.size, plan.steps * plan.batch * plan.length
+    other = FAMILIES["hope-attention"]().cms_periods
     tested = "all" if plan.test_tokens is None else f"{plan.test_tokens:,} tokens at most of every"
     return [
         f"{size.layers} layers of width {size.hidden_size}, vocabulary {plan.vocab_size}, {tokens / 1e6:.2f}M tokens in"
@@ -232,7 +234,7 @@ def notes(plan: Budget) -> list[str]:
         f" after {plan.warmup:.0%} of the steps",
         f"{tested} test text, in windows that know nothing of each other;"
         f" {'all' if plan.test_items is None else plan.test_items} passages of LAMBADA and pairs of BLiMP",
-        f"HOPE's levels: {list(size.cms_periods)} tokens between updates (HOPE-Attention's: [1, 8192]), memory"
+        f"HOPE's levels: {list(size.cms_periods)} tokens between updates (HOPE-Attention's: {other}), memory"
         f" {dict(size.memory)}",
     ]
 
