@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from everlearn.errors import InvalidArgument
 from everlearn.evals.contestants import Size, choose, make
 from everlearn.evals.fitting import IGNORED
+from everlearn.evals.language import tokenizer
 from everlearn.evals.long_context import lesson, two_losses
 from everlearn.evals.niah import NIAH
 from everlearn.evals.niah_prompts import (
@@ -22,10 +24,13 @@ from everlearn.evals.niah_prompts import (
     NIAH_TASKS,
     NOISE,
     NOUNS,
+    draw,
     make_drill,
     make_prompt,
+    names,
     share_found,
 )
+from everlearn.evals.sources import Sources
 from everlearn.evals.suite import run_suite
 
 ESSAY = [f" Sentence {i} of it." for i in range(50)]
@@ -116,23 +121,48 @@ def test_scores_by_hand():
     assert len(set(NOUNS)) == len(NOUNS) > 100
 
 
-def test_a_drill_asks_for_every_needle():
-    seen = set()
+def test_a_drill_states_needles_and_asks_for_them_again_and_again():
+    forms = [r"\nOne of the special magic numbers for (\S+) is: (\d+)\.", r"\n(\S+) is: (\d+)\.",
+             r"\nWhat is the special magic number for \S+ mentioned in the provided text\?"
+             r" The special magic number for (\S+) mentioned in the provided text is (\d+)\."]  # fmt: skip
+    counts, answers = [0, 0, 0], 0
     for seed in range(40):
-        turns = make_drill(700, random.Random(seed), encode, [encode(line) for line in ESSAY], 0)
-        assert sum(len(part) for turn in turns for part in turn) == 700  # filled up with hay
-        context = bytes(turns[0][0]).decode().split("\nWhat is")[0]
-        told = dict(re.findall(r"numbers for (\S+) is: (\d+)\.", context))
-        asked = {}
+        turns, told = make_drill(700, random.Random(seed), encode), {}
+        assert sum(len(part) for turn in turns for part in turn) <= 700
         for given, said in turns:
-            name = re.search(r"magic number for (\S+) mentioned in the provided text is$", bytes(given).decode())[1]
-            assert said[-1] == 0
-            asked[name] = bytes(said[:-1]).decode()[1:-1]
-        assert asked == told
-        seen.add(len(told))
-    assert seen == {2, 3}  # no room for a fourth
-    with pytest.raises(InvalidArgument, match="length: got 100 tokens"):
-        make_drill(100, random.Random(0), encode, [], 0)
+            line = bytes([*given, *said]).decode()
+            form, match = next((i, m) for i, form in enumerate(forms) if (m := re.fullmatch(form, line)))
+            key, value = match.groups()
+            counts[form] += 1
+            assert bytes(said).decode() == (f" {value}." if key in told else "")
+            assert told.setdefault(key, value) == value
+            answers += bool(said)
+        assert len(told) <= 6
+    assert min(counts) > 40
+    assert answers > 100
+    bare = make_drill(300, random.Random(0), encode, bare=1.0, most=2, draw=partial(draw, few=("fox", "owl"), digits=2))
+    assert {bytes(given).decode()[:8] for given, _ in bare} == {"\nfox is:", "\nowl is:"}
+    with pytest.raises(InvalidArgument, match="length: got 40 tokens"):
+        make_drill(40, random.Random(0), encode)
+
+
+def test_few_names_and_short_numbers_are_drawn_and_never_twice_for_one_prompt():
+    few = partial(draw, few=names(4), digits=2)
+    for seed in range(20):
+        essay = [encode(sentence) for sentence in ESSAY]
+        made = make_prompt(NIAH_TASKS["MQ-NIAH"], 900, random.Random(seed), encode, essay, draw=few)
+        found = dict(re.findall(r"numbers for (\S+) is: (\d\d)\.", bytes(made.context).decode()))
+        assert set(found) == set(names(4))
+        assert set(found.values()) == set(made.values)
+    with pytest.raises(InvalidArgument, match="names: got 3 different words, expected at least 4"):
+        make_prompt(NIAH_TASKS["MQ-NIAH"], 900, random.Random(0), encode, essay, draw=partial(draw, few=names(3)))
+    with pytest.raises(InvalidArgument, match="names: got 0"):
+        names(0)
+
+
+def test_the_tokenizer_takes_every_digit_apart(tmp_path):
+    made = tokenizer(Sources.at(make_sources(tmp_path / "data")), 400, ("is: 1234." * 50,), digits=True)
+    assert made.tokenize("is: 1234.")[-5:] == ["Ġ1", "2", "3", "4", "."]
 
 
 def test_a_lesson_scores_text_and_answers_apart():

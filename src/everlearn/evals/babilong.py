@@ -195,7 +195,7 @@ def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -
     maker = _Maker(Sources.at(data), plan)
     end = maker.tokenizer.eos_token_id
 
-    def batch(rng: random.Random, part: str) -> Lesson:
+    def batch(rng: random.Random, part: str, done: float) -> Lesson:
         length, samples = rng.choice(plan.train_lengths), []
         for task in rng.choices(BABI_TASKS, k=plan.batch):
             begin, question, item = maker.draw(task, length, rng, "train")
@@ -228,7 +228,7 @@ def notes(plan: Budget) -> list[str]:
 
 BABILONG = Suite(
     name="babilong",
-    version=1,
+    version=2,
     tasks=("babilong",),
     budgets=BUDGETS,
     settings=lambda plan, task: ("",),

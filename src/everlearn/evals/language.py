@@ -19,11 +19,16 @@ TOKENIZER_CHARACTERS = 4_000_000
 
 
 @functools.lru_cache(maxsize=4)
-def tokenizer(sources: Sources, vocab_size: int, extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of the training books' beginnings and of ``extra`` texts."""
+def tokenizer(
+    sources: Sources, vocab_size: int, extra: tuple[str, ...] = (), *, digits: bool = False
+) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of the training books' beginnings and of ``extra`` texts.
+
+    ``digits``: every digit is a token of its own, with the space before it.
+    """
     books = sources.books()["train"]
     share = TOKENIZER_CHARACTERS // len(books)
-    return train_tokenizer([*(text[:share] for text in books), *extra], vocab_size)
+    return train_tokenizer([*(text[:share] for text in books), *extra], vocab_size, digits=digits)
 
 
 def encode(made: PreTrainedTokenizerFast, text: str) -> list[int]:

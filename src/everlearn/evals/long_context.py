@@ -195,7 +195,7 @@ def learn_and_ask(
     plan: Any,
     tokenizer: Any,
     tasks: Sequence[str],
-    batch: Callable[[random.Random, str], Lesson],
+    batch: Callable[[random.Random, str, float], Lesson],
     draw: Callable[[str, int, random.Random], Asked],
     tell: Callable[[str, float], None],
 ) -> Outcome:
@@ -206,22 +206,27 @@ def learn_and_ask(
         plan: the budget of a suite, with ``size``, ``steps``, ``lengths``, ``answer_tokens`` and ``batch_tokens``.
         tokenizer: of the prompts.
         tasks: names for ``draw``.
-        batch: ``(rng, part)`` -> a batch of the ``"train"`` or the ``"validation"`` part.
+        batch: ``(rng, part, done)`` -> a batch of the ``"train"`` or the ``"validation"`` part, when the share
+            ``done`` of the training is over.
         draw: ``(task, length, rng)`` -> a question of the test part; all models are asked the same.
         tell: as of a suite's ``run``.
     """
     rng, rate = random.Random(job.seed), dict(job.options)["lr"]
-    model = make(job.contestant, plan.size, len(tokenizer))
+    model = make(job.contestant, plan.size, len(tokenizer), tied=False)  # tied, recall is learned far later
     recipe = Recipe(plan.steps, rate, 0.1, warmup=0.05, betas=(0.9, 0.95), checks=20)
     fitted = fit(
-        model, lambda step: batch(rng, "train"), recipe, loss=teach, tell=lambda share: tell("training", 0.5 * share)
+        model,
+        lambda step: batch(rng, "train", step / plan.steps),
+        recipe,
+        loss=teach,
+        tell=lambda share: tell("training", 0.5 * share),
     )
     if fitted.loss is None:
         unknown = [Measure("accuracy", None, task, f"length={n}") for n in plan.lengths for task in tasks]
         return Outcome(unknown, None, parameters(model), fitted.tokens, fitted.steps, fitted.seconds)
     trial = random.Random(TEST_SEED + 1)
     with torch.no_grad():
-        losses = [float(two_losses(model, batch(trial, "validation"))[1]) for _ in range(4)]
+        losses = [float(two_losses(model, batch(trial, "validation", 1.0))[1]) for _ in range(4)]
     measures = []
     for number, (length, count) in enumerate(plan.lengths.items()):
         setting, costs, rng = f"length={length}", Costs(), random.Random(TEST_SEED)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from everlearn.errors import InvalidArgument
 
-__all__ = ["NIAH_TASKS", "Niah", "Prompt", "Turn", "make_drill", "make_prompt", "share_found"]
+__all__ = ["NIAH_TASKS", "Niah", "Prompt", "Turn", "draw", "make_drill", "make_prompt", "names", "share_found"]
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 DEPTHS = [100 * i / 39 for i in range(40)]
@@ -74,10 +74,35 @@ class Prompt:
 
 
 Encode = Callable[[str], list[int]]
+Draw = Callable[[str, random.Random], str]
+"""A kind (``words``, ``numbers``, ``uuids``) -> one of it."""
+
+
+def names(count: int) -> list[str]:
+    """Return ``count`` of the nouns, evenly over their list."""
+    if not 1 <= count <= len(NOUNS):
+        raise InvalidArgument(f"names: got {count}, expected 1 to {len(NOUNS)}")
+    return [NOUNS[i * len(NOUNS) // count] for i in range(count)]
+
+
+def draw(kind: str, rng: random.Random, *, few: Sequence[str] = (), digits: int = 7) -> str:
+    """Return a key or value: ``words`` (adjective-noun, or one of ``few``), ``numbers`` of ``digits``, or ``uuids``."""
+    if kind == "words":
+        return rng.choice(few) if few else f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
+    if kind == "numbers":
+        return str(rng.randint(10 ** (digits - 1), 10**digits - 1))
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 def make_prompt(
-    task: Niah, length: int, rng: random.Random, encode: Encode, essay: Sequence[list[int]], *, instruct: bool = True
+    task: Niah,
+    length: int,
+    rng: random.Random,
+    encode: Encode,
+    essay: Sequence[list[int]],
+    *,
+    instruct: bool = True,
+    draw: Draw = draw,
 ) -> Prompt:
     """Return a sample whose context and question have exactly ``length`` tokens together.
 
@@ -89,13 +114,14 @@ def make_prompt(
         essay: tokens of sentences in order, of which a run from a random place on, and round again, is the essay
             haystack.
         instruct: whether the context begins with what is going to be asked.
+        draw: keys and values, see :func:`draw`; a key is not drawn twice for needles that may be asked for.
 
     Raises:
         InvalidArgument: the needles alone do not fit.
     """
-    names = [_draw(task.key, rng) for _ in range(task.keys)]
-    needles = {name: [_draw(task.value, rng) for _ in range(task.values)] for name in names}
-    asked = names[: task.queries]
+    keys = _distinct(task.key, task.keys, rng, draw)
+    needles = {key: [draw(task.value, rng) for _ in range(task.values)] for key in keys}
+    asked = keys[: task.queries]
     values = [value for name in asked for value in needles[name]]
     one = len(values) == 1
     kind = task.value[:-1] if one else task.value
@@ -106,11 +132,11 @@ def make_prompt(
             f" Make sure to memorize {'it' if one else 'them'}. I will quiz you about the {kind} afterwards.\n"
         )
     start, end = encode(opening), encode(_question(kind, asked, one))
-    lines = [encode(_needle(task, name, value)) for name in names for value in needles[name]]
+    lines = [encode(_needle(task, name, value)) for name in keys for value in needles[name]]
     room = length - len(start) - len(end) - sum(map(len, lines))
     if room < 0:
         raise InvalidArgument(f"length: got {length} tokens, expected at least {length - room} for these needles")
-    hay = _haystack(task, room, rng, encode, essay)
+    hay = _haystack(task, room, rng, encode, essay, draw)
     rng.shuffle(lines)
     context = [token for part in _inserted(hay, lines, rng, task.haystack) for token in part]
     answer = f" {_listed(values)}."
@@ -122,32 +148,56 @@ Turn = tuple[list[int], list[int]]
 
 
 def make_drill(
-    length: int, rng: random.Random, encode: Encode, essay: Sequence[list[int]], stop: int, *, most: int = 4
+    length: int, rng: random.Random, encode: Encode, *, bare: float = 0.25, most: int = 6, draw: Draw = draw
 ) -> list[Turn]:
-    """Return turns of at most ``length`` tokens together: a context of some needles, and a question for every needle.
+    """Return turns of at most ``length`` tokens together: needles stated, and again and again stated or asked for.
 
-    One answer a prompt is little to learn from. The first turn's given tokens begin with the context; answers end with
-    the token ``stop``. ``most``: needles, of which there are two at least, where they fit; other arguments as of
-    :func:`make_prompt`.
+    One answer a prompt is little to learn from: here is no hay, and every line after a needle's first is an answer.
+
+    Args:
+        length: tokens.
+        rng: all randomness.
+        encode: text -> tokens.
+        bare: share of lines that are key and value alone, not in the words of the task.
+        most: different needles; 2 at least.
+        draw: as of :func:`make_prompt`.
+
+    Raises:
+        InvalidArgument: no needle fits twice.
     """
-    task = Niah(rng.choice(("noise", "essay")))
-    lines, turns, room, size = [], [], length, 0
-    for _ in range(rng.randint(2, most)):
-        name, value = _draw(task.key, rng), _draw(task.value, rng)
-        line = encode(_needle(task, name, value))
-        turn = encode(_question("number", [name], True)), [*encode(f" {value}."), stop]
-        size = len(line) + sum(map(len, turn))
-        if size > room:
+    task = Niah("noise")
+    values = {key: draw(task.value, rng) for key in _distinct(task.key, rng.randint(2, most), rng, draw)}
+    stated: set[str] = set()
+    turns: list[Turn] = []
+    left = length
+    while True:
+        key = rng.choice(list(values))
+        said = f" {values[key]}."
+        if rng.random() < bare:
+            given = f"\n{key} is:"
+        elif key in stated and rng.random() < 0.6:
+            given = _question("number", [key], True)
+        else:
+            given = _needle(task, key, values[key]).removesuffix(said)
+        turn = encode(given), encode(said)
+        left -= sum(map(len, turn))
+        if left < 0:
             break
-        room -= size
-        lines.append(line)
-        turns.append(turn)
-    if not lines:
-        raise InvalidArgument(f"length: got {length} tokens, expected at least {size} for a needle and its question")
-    hay = _haystack(task, room, rng, encode, essay)
-    rng.shuffle(turns)
-    context = [token for part in _inserted(hay, lines, rng, task.haystack) for token in part]
-    return [(context + given if i == 0 else given, said) for i, (given, said) in enumerate(turns)]
+        turns.append(turn if key in stated else ([*turn[0], *turn[1]], []))
+        stated.add(key)
+    if not any(said for _, said in turns):
+        raise InvalidArgument(f"length: got {length} tokens, expected enough for a needle and for asking for it")
+    return turns
+
+
+def _distinct(kind: str, count: int, rng: random.Random, draw: Draw) -> list[str]:
+    """``count`` different ones."""
+    found: dict[str, None] = {}
+    for _ in range(1000 * count):
+        if len(found) == count:
+            return list(found)
+        found[draw(kind, rng)] = None
+    raise InvalidArgument(f"names: got {len(found)} different {kind}, expected at least {count}")
 
 
 def _question(kind: str, asked: Sequence[str], one: bool) -> str:
@@ -171,20 +221,14 @@ def _needle(task: Niah, name: str, value: str) -> str:
     return f"{before}One of the special magic {task.value} for {name} is: {value}."
 
 
-def _draw(kind: str, rng: random.Random) -> str:
-    if kind == "words":
-        return f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
-    if kind == "numbers":
-        return str(rng.randint(10**6, 10**7 - 1))
-    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
-
-
 def _listed(items: Sequence[str]) -> str:
     """Return "a", "a, and b", "a, b, and c"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])}, and {items[-1]}"
 
 
-def _haystack(task: Niah, room: int, rng: random.Random, encode: Encode, essay: Sequence[list[int]]) -> list[list[int]]:
+def _haystack(
+    task: Niah, room: int, rng: random.Random, encode: Encode, essay: Sequence[list[int]], draw: Draw
+) -> list[list[int]]:
     """Return pieces of hay that have exactly ``room`` tokens together, the last one cut."""
     at = rng.randrange(len(essay)) if task.haystack == "essay" else 0
     noise = encode(f"\n{NOISE}") if task.haystack == "noise" else []
@@ -196,7 +240,7 @@ def _haystack(task: Niah, room: int, rng: random.Random, encode: Encode, essay: 
             piece = essay[at % len(essay)]
             at += 1
         else:
-            piece = encode(_needle(task, _draw(task.key, rng), _draw(task.value, rng)))
+            piece = encode(_needle(task, draw(task.key, rng), draw(task.value, rng)))
         pieces.append(piece[:left])
         left -= len(pieces[-1])
     return pieces

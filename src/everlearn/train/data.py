@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -99,12 +99,17 @@ def _read_dataset(name: str, text_field: str) -> tuple[list[str], list[str]]:
     return list(found["train"][text_field]), kept
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of ``texts``; 257 is bytes and the end-of-text token alone."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, digits: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of ``texts``; 257 is bytes and the end-of-text token alone.
+
+    ``digits``: every digit is a token of its own, with the space before it.
+    """
     if vocab_size < 257:
         raise InvalidArgument(f"vocab_size: got {vocab_size}, expected at least 257 (bytes and the end-of-text token)")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    apart = [pre_tokenizers.Split(Regex(r" ?\d"), "isolated")] if digits else []
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*apart, pieces])  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
