@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
 from everlearn.evals.contestants import Size, choose, make
-from everlearn.evals.fitting import IGNORED
+from everlearn.evals.fitting import IGNORED, parameters
 from everlearn.evals.language import tokenizer
 from everlearn.evals.long_context import lesson, two_losses
 from everlearn.evals.niah import NIAH
@@ -192,3 +192,6 @@ def test_a_run_asks_every_task_at_every_length(tmp_path):
     memory = {row["setting"]: row["value"] for row in found["rows"] if row["metric"] == "cache_bytes"}
     assert len(set(memory.values())) == 1
     assert len({row["run"] for row in found["rows"]}) == 1
+    budget = NIAH.budgets["tiny"]
+    untied = make(choose(["hope"], {})[0], budget.size, budget.vocab_size, tied=False)
+    assert {row["parameters"] for row in rows} == {parameters(untied)}  # a tied embedding would not learn to copy
