@@ -212,7 +212,7 @@ def learn_and_ask(
         tell: as of a suite's ``run``.
     """
     rng, rate = random.Random(job.seed), dict(job.options)["lr"]
-    model = make(job.contestant, plan.size, len(tokenizer), tied=False)  # tied, recall is learned far later
+    model = make(job.contestant, plan.size, len(tokenizer), tied=False)  # tied, recall is learned later
     recipe = Recipe(plan.steps, rate, 0.1, warmup=0.05, betas=(0.9, 0.95), checks=20)
     fitted = fit(
         model,
