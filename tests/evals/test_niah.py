@@ -154,6 +154,11 @@ def test_few_names_and_short_numbers_are_drawn_and_never_twice_for_one_prompt():
         found = dict(re.findall(r"numbers for (\S+) is: (\d\d)\.", bytes(made.context).decode()))
         assert set(found) == set(names(4))
         assert set(found.values()) == set(made.values)
+        made = make_prompt(NIAH_TASKS["MK-NIAH-2"], 900, random.Random(seed), encode, [], draw=few)
+        told = re.findall(r"numbers for (\S+) is: (\d\d)\.", bytes(made.context).decode())
+        key = re.search(r"number for (\S+) mentioned", bytes(made.question).decode())[1]
+        assert len(told) > 8
+        assert [value for name, value in told if name == key] == made.values  # hay never answers
     with pytest.raises(InvalidArgument, match="names: got 3 different words, expected at least 4"):
         make_prompt(NIAH_TASKS["MQ-NIAH"], 900, random.Random(0), encode, essay, draw=partial(draw, few=names(3)))
     with pytest.raises(InvalidArgument, match="names: got 0"):

@@ -24,7 +24,7 @@ def tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer of the training books' beginnings and of ``extra`` texts.
 
-    ``digits``: every digit is a token of its own, with the space before it.
+    ``digits``: every digit is a token of its own, and a space before it belongs to it.
     """
     books = sources.books()["train"]
     share = TOKENIZER_CHARACTERS // len(books)

@@ -114,7 +114,7 @@ def make_prompt(
         essay: tokens of sentences in order, of which a run from a random place on, and round again, is the essay
             haystack.
         instruct: whether the context begins with what is going to be asked.
-        draw: keys and values, see :func:`draw`; a key is not drawn twice for needles that may be asked for.
+        draw: keys and values, see :func:`draw`; no other needle has a key that is asked for.
 
     Raises:
         InvalidArgument: the needles alone do not fit.
@@ -136,7 +136,7 @@ def make_prompt(
     room = length - len(start) - len(end) - sum(map(len, lines))
     if room < 0:
         raise InvalidArgument(f"length: got {length} tokens, expected at least {length - room} for these needles")
-    hay = _haystack(task, room, rng, encode, essay, draw)
+    hay = _haystack(task, room, rng, encode, essay, draw, asked)
     rng.shuffle(lines)
     context = [token for part in _inserted(hay, lines, rng, task.haystack) for token in part]
     answer = f" {_listed(values)}."
@@ -227,9 +227,15 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def _haystack(
-    task: Niah, room: int, rng: random.Random, encode: Encode, essay: Sequence[list[int]], draw: Draw
+    task: Niah,
+    room: int,
+    rng: random.Random,
+    encode: Encode,
+    essay: Sequence[list[int]],
+    draw: Draw,
+    asked: Sequence[str],
 ) -> list[list[int]]:
-    """Return pieces of hay that have exactly ``room`` tokens together, the last one cut."""
+    """Return pieces of hay that have exactly ``room`` tokens together, the last one cut; no key of it is ``asked``."""
     at = rng.randrange(len(essay)) if task.haystack == "essay" else 0
     noise = encode(f"\n{NOISE}") if task.haystack == "noise" else []
     pieces, left = [], room
@@ -240,7 +246,8 @@ def _haystack(
             piece = essay[at % len(essay)]
             at += 1
         else:
-            piece = encode(_needle(task, draw(task.key, rng), draw(task.value, rng)))
+            key = next(key for key in _distinct(task.key, len(asked) + 1, rng, draw) if key not in asked)
+            piece = encode(_needle(task, key, draw(task.value, rng)))
         pieces.append(piece[:left])
         left -= len(pieces[-1])
     return pieces

@@ -102,14 +102,15 @@ def _read_dataset(name: str, text_field: str) -> tuple[list[str], list[str]]:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, digits: bool = False) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of ``texts``; 257 is bytes and the end-of-text token alone.
 
-    ``digits``: every digit is a token of its own, with the space before it.
+    ``digits``: every digit is a token of its own, and a space before it belongs to it.
     """
     if vocab_size < 257:
         raise InvalidArgument(f"vocab_size: got {vocab_size}, expected at least 257 (bytes and the end-of-text token)")
     tokenizer = Tokenizer(models.BPE())
-    apart = [pre_tokenizers.Split(Regex(r" ?\d"), "isolated")] if digits else []
     pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*apart, pieces])  # type: ignore[assignment]
+    if digits:
+        pieces = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pieces])
+    tokenizer.pre_tokenizer = pieces  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
