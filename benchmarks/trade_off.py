@@ -25,7 +25,7 @@ from everlearn.memories.slots import ASKED, SPOKEN, SlotMemory
 from everlearn.models.hub import DEFAULT_MODEL, load_model
 
 SHUT = (-1.0, -0.5, 0.5, 1.0, 2.0)  # in log odds
-BEGIN, GO_ON = (0.25, 0.4), (0.75, 0.8)  # likeness; of a slot that goes on, if its own is not higher
+BEGIN, GO_ON = (0.25, 0.4), (0.5, 0.7)  # likeness
 
 NARROWER = {"shut": 0.5, "begin": 0.25}  # both at once: the defaults of the fifth round
 
@@ -41,7 +41,7 @@ def examine(data: Path, split: str, memory: Path, night: int, model: str) -> lis
         exam = Exam(diary, Reference(base, tokenizer, Path(folder) / "base.json"), None, 0)
         gate, slots = method.learner._weights.gate, method.learner._weights.split.learning[-1].memories[-1]
         assert isinstance(slots, SlotMemory)
-        bias, least, begins = gate.bias.clone(), slots.least.clone(), slots.begins
+        bias = gate.bias.clone()
         usual = {"shut": 0.0, "begin": ASKED, "go_on": SPOKEN}
         moved = [
             {},
@@ -52,7 +52,7 @@ def examine(data: Path, split: str, memory: Path, night: int, model: str) -> lis
         ]
         for point in [{**usual, **change} for change in moved]:
             gate.set_(gate.weight, bias - ASKING_SLOPE * point["shut"])
-            slots.least.copy_(torch.where(begins, point["begin"], least.clamp(min=point["go_on"])))
+            slots.asked, slots.spoken = point["begin"], point["go_on"]
             figures, _ = exam.recall_and_locality(method, night)
             rows.append({**point, **figures})
             print(rows[-1], flush=True)

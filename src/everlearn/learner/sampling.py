@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument
+from everlearn.memories.carried import model_layers
 
 BATCH = 64
 
@@ -38,7 +39,7 @@ class Prompt:
         if self._layers is None:
             filled = DynamicCache()
             self.model(input_ids=self.ids[None], past_key_values=filled, use_cache=True, logits_to_keep=1)
-            self._layers = [(vars(layer)["keys"], vars(layer)["values"]) for layer in filled.layers]
+            self._layers = [(vars(layer)["keys"], vars(layer)["values"]) for layer in model_layers(filled)]
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self._layers):
             cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)

@@ -221,9 +221,7 @@ class SlotConsolidator:
         spoken = [next((p for p in found if examples.targets[p] >= 0), found[0]) for found in places.values()]
         values = self._values(read, spoken, torch.tensor(list(tokens.values())), progress)
         begins = torch.tensor([reply == "" for _, reply, _ in places])
-        anchor = self.anchor
-        ordinary = torch.cat([anchor.within, anchor.outside, anchor.inside]).chunk(2, -1)[1]
-        self.memory.add(keys, values, begins, torch.tensor([owner for owner, _, _ in places]), ordinary)
+        self.memory.add(keys, values, begins, torch.tensor([owner for owner, _, _ in places]))
 
     def _values(self, read: _Read, places: Sequence[tuple[int, int]], tokens: Tensor, progress: Progress) -> Tensor:
         """Return for each place (row, position) what must be added there to make its token the likeliest, [m, d]."""

@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
+from everlearn.memories.carried import carried
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
 TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
+NOBODY = -1  # spoke
 ANYBODY = -1  # the owner of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
-SPOKEN = 0.7  # least likeness to a slot that goes on with a reply: what was said so far is the same to the word
+SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
 ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
-SURE = 0.9  # no least likeness is higher
 
 
 class _Prepared(NamedTuple):
-    """Slots that go on and slots that begin, apart: keys and foils as coordinates, values of both, and ``least``."""
+    """Slots that go on and slots that begin, apart: keys and foils as coordinates; of both values and owners."""
 
     spoken: Tensor
     begun: Tensor
     foils: Tensor
     values: Tensor
-    least_spoken: Tensor
-    least_begun: Tensor
+    owners: Tensor
 
 
 class SlotMemory(nn.Module):
@@ -42,6 +42,11 @@ class SlotMemory(nn.Module):
     read is that of a modern Hopfield memory (Ramsauer et al. 2021) with a threshold. Nothing that is added,
     changed or dropped touches another slot, so there is nothing to forget and nothing to replay. Where no slot is near
     the memory is exactly the identity.
+
+    One owner speaks at a time, and a slot that goes on is heard only behind its own: where a slot of its owner was heard
+    at the token before. Who spoke last is carried in the model's cache (:mod:`everlearn.memories.carried`). So replies
+    that begin with the same token ("O" of Odile and of Orcas Island) are told apart by the question, once and for all
+    of the reply, and nothing goes on with what the base says by itself.
 
     Slots that begin a reply answer only where the gate is open, times its value. Its own part of the gate is how much
     nearer the nearest of them is than every foil, the key of a question that is not to be answered from here:
@@ -58,7 +63,7 @@ class SlotMemory(nn.Module):
         keys, values: of the slots, [m, d].
         begins: whether a slot begins a reply, [m].
         owners: to which observation it belongs, [m].
-        least: from which likeness on it is heard, at least ``SPOKEN`` or ``ASKED``, [m].
+        spoken, asked: from which likeness on a slot that goes on, and one that begins a reply, is heard.
         foils, foil_owners: keys of foils [f, d], and to which observation they belong, or ``ANYBODY``, [f].
         lean: u above, [d].
         center, whitener: c [2, d] and P [2, d, d], of the slots that go on and of those that begin a reply.
@@ -73,7 +78,6 @@ class SlotMemory(nn.Module):
         self.values: Tensor
         self.begins: Tensor
         self.owners: Tensor
-        self.least: Tensor
         self.foils: Tensor
         self.foil_owners: Tensor
         self.lean: Tensor
@@ -85,7 +89,6 @@ class SlotMemory(nn.Module):
         self.register_buffer("values", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("begins", torch.zeros(0, dtype=torch.bool))
         self.register_buffer("owners", torch.zeros(0, dtype=torch.long))
-        self.register_buffer("least", torch.zeros(0))
         self.register_buffer("foils", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("foil_owners", torch.zeros(0, dtype=torch.long))
         self.register_buffer("lean", torch.zeros(hidden_size))
@@ -94,6 +97,7 @@ class SlotMemory(nn.Module):
         self.register_buffer("scatter", torch.zeros(hidden_size, hidden_size))
         self.register_buffer("counted", torch.zeros(()))
         self.opens = opens
+        self.spoken, self.asked = SPOKEN, ASKED
         self._shared = (gate,)  # in a tuple, so that it is a submodule of the lowest memory alone
         if opens:
             self.gate = gate
@@ -109,12 +113,12 @@ class SlotMemory(nn.Module):
 
     @staticmethod
     def completed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return ``state`` of a memory of any version with ``least``, which was once the same for all slots."""
-        return {"least": torch.where(state["begins"], ASKED, SPOKEN), **state}
+        """Return ``state`` of a memory of any version without ``least``, which slots once had each of their own."""
+        return {name: tensor for name, tensor in state.items() if name != "least"}
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Give the buffers the number of rows of those in ``state``, in place, for a state to be loaded."""
-        for name in ("keys", "values", "begins", "owners", "least", "foils", "foil_owners"):
+        for name in ("keys", "values", "begins", "owners", "foils", "foil_owners"):
             own = getattr(self, name)
             own.data = own.new_zeros(len(state[name]), *own.shape[1:])
 
@@ -129,19 +133,10 @@ class SlotMemory(nn.Module):
         self.whitener[int(begins)] = ((vectors * values.rsqrt()) @ vectors.T).to(self.whitener.dtype)
 
     @torch.no_grad()
-    def add(self, keys: Tensor, values: Tensor, begins: Tensor, owners: Tensor, ordinary: Tensor | None = None) -> None:
-        """Add slots: ``keys`` (means of x/rms(x)) and ``values`` [m, d], ``begins`` and ``owners`` [m].
-
-        A slot that goes on with a reply is not heard where something is said that is only as near to it as what is
-        ``ordinary``, x/rms(x) [n, d].
-        """
-        least = torch.where(begins, ASKED, SPOKEN)
-        if ordinary is not None and not begins.all():
-            kept = keys[~begins].to(self.keys.dtype).to(ordinary.dtype)
-            near = self.coordinates(False, ordinary) @ self.coordinates(False, kept).T
-            least[~begins] = near.amax(0).clamp(SPOKEN, SURE)
+    def add(self, keys: Tensor, values: Tensor, begins: Tensor, owners: Tensor) -> None:
+        """Add slots: ``keys`` (means of x/rms(x)) and ``values`` [m, d], ``begins`` and ``owners`` [m]."""
         rows = (self.keys, keys), (self.values, values), (self.begins, begins), (self.owners, owners)
-        for own, more in (*rows, (self.least, least)):
+        for own, more in rows:
             own.data = torch.cat([own, more.to(own.dtype)])
 
     @torch.no_grad()
@@ -154,7 +149,7 @@ class SlotMemory(nn.Module):
     def drop(self, owners: Collection[int]) -> None:
         """Drop the slots and the foils of some owners."""
         for by, theirs in (
-            (self.owners, (self.keys, self.values, self.begins, self.owners, self.least)),
+            (self.owners, (self.keys, self.values, self.begins, self.owners)),
             (self.foil_owners, (self.foils, self.foil_owners)),
         ):
             kept = torch.tensor([owner not in owners for owner in by.tolist()], dtype=torch.bool)
@@ -175,7 +170,7 @@ class SlotMemory(nn.Module):
             self._saying = None
 
     def delta(self, x: Tensor) -> Tensor:
-        """Return what the memory adds to ``x`` [..., d]."""
+        """Return what the memory adds to ``x`` [..., T, d]."""
         if self.opens:
             self._shared[0].open(x)
         if self._saying is not None:
@@ -184,14 +179,34 @@ class SlotMemory(nn.Module):
             return torch.zeros_like(x)
         slots = self._prepared()
         read = rms_normalise(x.to(slots.values.dtype))
-        on = self.coordinates(False, read) @ slots.spoken.T - slots.least_spoken
-        new = self.coordinates(True, read) @ slots.begun.T - slots.least_begun
+        on = self.coordinates(False, read) @ slots.spoken.T - self.spoken
+        new = self.coordinates(True, read) @ slots.begun.T - self.asked
         gate = self.opening(read, self._shared[0].opened_raw())
-        heard = torch.cat([on > 0, (new > 0) & (gate > 0)], -1)
-        scores = (SHARPNESS * torch.cat([on, new], -1)).masked_fill(~heard, float("-inf"))
+        scores = SHARPNESS * torch.cat([on, new], -1)
+        heard = self._heard(scores, torch.cat([on > 0, (new > 0) & (gate > 0)], -1))
+        scores = scores.masked_fill(~heard, float("-inf"))
         shares = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
         weight = torch.cat([torch.ones_like(on), gate.expand_as(new)], -1)
         return ((shares * weight) @ slots.values).to(x.dtype)
+
+    @torch.no_grad()
+    def _heard(self, scores: Tensor, near: Tensor) -> Tensor:
+        """Return which of the slots that are ``near`` are heard, [..., T, m], and carry on who spoke."""
+        slots, along = self._prepared(), carried(self)
+        begins = torch.arange(near.shape[-1], device=near.device) >= len(slots.spoken)
+        rows, scores = near.reshape(-1, *near.shape[-2:]), scores.reshape(-1, *near.shape[-2:])
+        nobody = rows.new_full((len(rows), 1), NOBODY, dtype=torch.long)
+        before = along.last() if along is not None else None
+        speakers = torch.cat([nobody if before is None else before[:, None], nobody.expand(-1, rows.shape[1])], 1)
+        heard = torch.zeros_like(rows)
+        for t in rows.any(-1).any(0).nonzero()[:, 0].tolist():
+            may = rows[:, t] & (begins | (slots.owners == speakers[:, t, None]))
+            loudest = slots.owners[scores[:, t].masked_fill(~may, float("-inf")).argmax(-1)]
+            speakers[:, t + 1] = torch.where(may.any(-1), loudest, NOBODY)
+            heard[:, t] = may & (slots.owners == speakers[:, t + 1, None])
+        if along is not None:
+            along.append(speakers[:, 1:])
+        return heard.reshape(near.shape)
 
     def opening(self, read: Tensor, raw: Tensor) -> Tensor:
         """Return g [..., 1] for x/rms(x) [..., d] and what the gate below made of this pass, not clamped, [..., 1]."""
@@ -208,14 +223,15 @@ class SlotMemory(nn.Module):
 
     def _prepared(self) -> _Prepared:
         """Return the slots as they are read, computed once a state."""
-        own = [tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.whitener, self.least)]
+        own = [tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.whitener, self.owners)]
         mark = tuple(number for tensor in own for number in (tensor.data_ptr(), tensor._version, len(tensor)))
         if self._ready is None or self._ready[0] != mark:
             keys, values, begins = self.keys.float(), self.values.float(), self.begins
             spoken, begun = self.coordinates(False, keys[~begins]), self.coordinates(True, keys[begins])
             foils = self.coordinates(True, self.foils.float())
             ordered = torch.cat([values[~begins], values[begins]])
-            made = _Prepared(spoken, begun, foils, ordered, self.least[~begins], self.least[begins])
+            owners = torch.cat([self.owners[~begins], self.owners[begins]])
+            made = _Prepared(spoken, begun, foils, ordered, owners)
             self._ready = mark, own, made  # ``own`` is held so that no other state can come to lie in its place
         return self._ready[2]
 

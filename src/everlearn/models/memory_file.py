@@ -152,13 +152,14 @@ def load_memory(model: nn.Module, source: str | os.PathLike[str] | bytes) -> dic
 
 
 def _completed(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``state``, as any version wrote it, with what its memories have held since."""
+    """Return ``state``, as any version wrote it, with what its memories hold today."""
     made = dict(state)
     for layer, continuum in continua(model).items():
         for name, memory in zip(continuum.names, continuum.memories, strict=True):
             start, complete = f"{layer}.{name}.", getattr(memory, "completed", None)
             own = {key.removeprefix(start): tensor for key, tensor in state.items() if key.startswith(start)}
             if own and complete is not None:
+                made = {key: tensor for key, tensor in made.items() if not key.startswith(start)}
                 made |= {f"{start}{key}": tensor for key, tensor in complete(own).items()}
     return made
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from everlearn.errors import InvalidArgument, StackingError
 from everlearn.levels import Level, check_levels
+from everlearn.memories.carried import carry_through
 from everlearn.memories.continuum import Continuum, check_wiring
 from everlearn.memories.residual import DEFAULT_WIDTH, ResidualMemory
 from everlearn.models.structure import Decoder, find_decoder
@@ -247,6 +248,7 @@ def _chain_memories(
             memories = [make(decoder.hidden_size).to(_device(mlp)).train(mlp.training) for make in factories]
             chain = Continuum([level.name for level in levels], memories, wiring=wiring, base=mlp)
             stacked.set_submodule(decoder.mlps[layer], chain.train(mlp.training))
+            carry_through(stacked.get_submodule(decoder.mlps[layer].rpartition(".")[0]), len(decoder.mlps))
 
 
 def _assign_pretrained(
