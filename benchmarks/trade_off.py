@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from everlearn.evals.diary_data import load_diary
 from everlearn.evals.diary_exam import Exam
 from everlearn.evals.diary_measures import Reference

@@ -48,8 +48,8 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
     add(memory, 5, True)
     add(memory, 4, False)
     spread = torch.randn(D, D)
-    memory.whiten(True, torch.randn(D) * 0.1, spread @ spread.T + torch.eye(D))
-    memory.whiten(False, torch.randn(D) * 0.1, spread.T @ spread + torch.eye(D))
+    memory.whiten(True, torch.randn(D) * 0.1, torch.eye(D) + 0.3 * spread)
+    memory.whiten(False, torch.randn(D) * 0.1, torch.eye(D) - 0.2 * spread)
     memory.gate.set_(torch.zeros(D), torch.tensor(0.3))
     memory.lean.copy_(0.05 * torch.randn(D))
     if foils:
@@ -67,9 +67,9 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
         gate = float(0.3 + memory.lean.double() @ unit)
         if foils:
             P, c = memory.whitener[1].double(), memory.center[1].double()
-            here = F.normalize(P @ (unit - c), dim=0)
+            here = F.normalize((unit - c) @ P, dim=0)
             begins, others = (
-                max(float(here @ F.normalize(P @ (key.double() - c), dim=0)) for key in keys)
+                max(float(here @ F.normalize((key.double() - c) @ P, dim=0)) for key in keys)
                 for keys in (memory.keys[memory.begins], memory.foils)
             )
             gate += TRUST * (begins - others)
@@ -77,7 +77,7 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
         near = []
         for index, (key, begins) in enumerate(zip(memory.keys.double(), memory.begins.tolist())):
             P, c = memory.whitener[int(begins)].double(), memory.center[int(begins)].double()
-            likeness = F.normalize(P @ (unit - c), dim=0) @ F.normalize(P @ (key - c), dim=0)
+            likeness = F.normalize((unit - c) @ P, dim=0) @ F.normalize((key - c) @ P, dim=0)
             over, owner = float(likeness) - (0.6 if begins else 0.5), int(memory.owners[index])
             if over > 0 and (gate > 0 if begins else owner == speaker):
                 near.append((over, owner, (gate if begins else 1.0) * memory.values[index].double()))

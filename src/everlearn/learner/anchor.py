@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from everlearn.errors import StoreError
 from everlearn.learner.examples import IGNORE, Examples, encode_examples, run_trunk
+from everlearn.learner.metric import learn_metric, whitener
 from everlearn.learner.voice import Voice
 from everlearn.memories.gated import Gate, rms_normalise
 from everlearn.models.hub import cache_dir
@@ -23,7 +24,19 @@ from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
 # what is cached beside the activations
-KEPT = ["teacher", "own", "statements", "chatter", "moments", "inside", "outside", "within", "centers", "scatters"]
+KEPT = [
+    "teacher",
+    "own",
+    "statements",
+    "chatter",
+    "moments",
+    "inside",
+    "outside",
+    "within",
+    "centers",
+    "scatters",
+    "metric",
+]
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
@@ -34,6 +47,7 @@ ASKING_SHIFT, ASKING_SLOPE = -0.2, 4.0
 ASKED, SPOKEN, OTHER, OWN = 5.0, 1.0, 0.3, 2.0
 FEW = 100  # dreams; the starts of fewer count as much as so many, or the voice would shut them out
 ELSEWHERE = 4  # one in so many positions of the voice is shown to that gate
+RIDGES = 0.1, 0.4  # of a scatter's mean diagonal, added to it: inside replies, and where they begin
 VOICE_SHARE = 0.1  # of the scatter of the voice's questions beside that of one question in several wordings
 
 
@@ -58,6 +72,7 @@ class Anchor:
             end of its questions, [2, d].
         scatters: its covariance, [2, d, d]; at the end of questions that of one practice question in several wordings,
             with a share of that of the voice.
+        metric: what was learned of the practice questions beyond that, [d, d].
         contrasts: how many of the replies, the last ones, are near misses of the dreams.
     """
 
@@ -73,6 +88,7 @@ class Anchor:
     within: Tensor
     centers: Tensor
     scatters: Tensor
+    metric: Tensor
     contrasts: int = 0
 
     def trained(self) -> Tensor:
@@ -133,8 +149,10 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     questions = [question for group in voice.practice for question in group]
     groups = torch.tensor([index for index, group in enumerate(voice.practice) for _ in group])
     mine = read_pairs(split, tokenizer, [*questions, *voice.own])
-    scatter, count = within_scatter(mine[: len(questions)].chunk(2, -1)[1], groups)
-    scatter = scatter / max(count, 1) + VOICE_SHARE * torch.cov(asked.chunk(2, -1)[1].T)
+    practised, heard = mine[: len(questions)].chunk(2, -1)[1], asked.chunk(2, -1)[1]
+    scatter, count = within_scatter(practised, groups)
+    scatter = scatter / max(count, 1) + VOICE_SHARE * torch.cov(heard.T)
+    metric = learn_metric((practised - heard.mean(0)) @ whitener(scatter, RIDGES[1]), groups)
     anchor = Anchor(
         replies,
         acts,
@@ -146,8 +164,9 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
         inside=mine,
         outside=torch.cat([read_pairs(split, tokenizer, voice.elsewhere), asked[trained]]),
         within=both[trained][lived[trained]][::ELSEWHERE],
-        centers=torch.stack([above.mean(0), asked.chunk(2, -1)[1].mean(0)]),
+        centers=torch.stack([above.mean(0), heard.mean(0)]),
         scatters=torch.stack([torch.cov(above.T), scatter]),
+        metric=metric,
     )
     tensors = {"ids": replies.ids, "hidden": acts.hidden, "read": acts.read}
     tensors |= {name: getattr(anchor, name) for name in KEPT}

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument, SleepRejected
-from everlearn.learner.anchor import ASKING_SLOPE, Anchor, fit_asking_gate, pair, read_pairs, within_scatter
+from everlearn.learner.anchor import ASKING_SLOPE, RIDGES, Anchor, fit_asking_gate, pair, read_pairs, within_scatter
 from everlearn.learner.consolidation import Check, Progress, Report, Schedule, hold_back
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import Examples, encode_examples, run_trunk
+from everlearn.learner.metric import whitener
 from everlearn.memories.gated import Gate
 from everlearn.memories.slots import ANYBODY, SlotMemory
 from everlearn.models.trunk import Activations, SplitModel
@@ -24,7 +25,6 @@ MARGIN = 12.0  # logits by which a slot alone makes its token the likeliest
 STEPS = 8  # of Newton's method towards it
 LONGEST = 20.0  # of a value, in lengths of the state that it is added to: some heads cannot give the margin at all
 SPOKEN_ROWS = 3  # dreams with one reply, from which its later words are learned
-RIDGES = 0.1, 0.4  # of a scatter's mean diagonal, added to it: inside replies, and where they begin
 BACK_OFF = 0.5  # in log odds, by which a failed check shuts the gate a little
 
 
@@ -56,10 +56,10 @@ class SlotConsolidator:
     """Writes the slow level of a model that is stacked with :class:`~everlearn.memories.slots.SlotMemory`.
 
     For each passage the questions that are to be answered alike share the slot of the reply's first token: its key is
-    their mean, whitened by the scatter of such questions (linear discriminant analysis). Every further token of a reply
-    is a slot of its own. A value is the smallest step, by Newton's method on the margin, that makes its token the
-    likeliest by ``MARGIN`` logits. The gate is fitted anew, between questions of one's own life and all others; near
-    misses become foils.
+    their mean, whitened by the scatter of such questions (linear discriminant analysis) and seen by the metric that the
+    anchor learned of practice questions. Every further token of a reply is a slot of its own. A value is the smallest
+    step, by Newton's method on the margin, that makes its token the likeliest by ``MARGIN`` logits. The gate is fitted
+    anew, between questions of one's own life and all others; near misses become foils.
 
     Args:
         split: the stacked model, cut below its memory.
@@ -185,7 +185,7 @@ class SlotConsolidator:
         return read_pairs(self.split, self.tokenizer, [dream.question for dream in dreams])
 
     def _whiten(self, read: _Read, owners: Sequence[int], dreams: Sequence[Dream]) -> None:
-        """Add the scatter of this night's questions to that of earlier nights, and whiten by it and the anchor's."""
+        """Add the scatter of this night's questions to that of earlier nights; whiten by it and what the anchor has."""
         names = {key: index for index, key in enumerate(dict.fromkeys(_alike(owners, dreams)))}
         groups = torch.tensor([names[key] for key in _alike(owners, dreams)])
         total, count = within_scatter(read.asked(read.above), groups)
@@ -193,11 +193,10 @@ class SlotConsolidator:
         self.memory.counted += count
         inside, asked = self.anchor.scatters
         asked = asked + self.memory.scatter / self.memory.counted.clamp(min=1)
-        for begins, scatter in enumerate((inside, asked)):
-            if not self.whiten:
-                scatter = torch.zeros_like(scatter)
-            ridge = RIDGES[begins] * scatter.diagonal().mean() + 1e-6
-            self.memory.whiten(bool(begins), self.anchor.centers[begins], scatter + ridge * torch.eye(len(scatter)))
+        alike = [whitener(inside, RIDGES[0]), whitener(asked, RIDGES[1]) @ self.anchor.metric]
+        for begins, coordinates in enumerate(alike):
+            kept = coordinates if self.whiten else torch.eye(len(coordinates))
+            self.memory.whiten(bool(begins), self.anchor.centers[begins], kept)
 
     def _write(self, read: _Read, owners: Sequence[int], dreams: Sequence[Dream], progress: Progress) -> None:
         """Make the slots of the dreams and add them to the memory."""

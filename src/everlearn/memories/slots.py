@@ -36,17 +36,17 @@ class SlotMemory(nn.Module):
     """``M(x) = x + sum_c a_c v_c``: a is a softmax over the slots that are near enough, and over saying nothing.
 
     A slot is a key, the mean of what the memory reads where the same thing is to be said, and a value, what is to be
-    added there. Likeness is the cosine in whitened coordinates, ``cos(P(x/rms(x) - c), P(k - c))``. Slots that begin a
-    reply have coordinates of their own: with P from the scatter of one question in several wordings this is linear
+    added there. Likeness is the cosine in whitened coordinates, ``cos((x/rms(x) - c) P, (k - c) P)``. Slots that begin
+    a reply have coordinates of their own: with P from the scatter of one question in several wordings this is linear
     discriminant analysis, streamed (Hayes and Kanan 2020). The others are whitened by what is ordinarily read. The
     read is that of a modern Hopfield memory (Ramsauer et al. 2021) with a threshold. Nothing that is added,
     changed or dropped touches another slot, so there is nothing to forget and nothing to replay. Where no slot is near
     the memory is exactly the identity.
 
-    One owner speaks at a time, and a slot that goes on is heard only behind its own: where a slot of its owner was heard
-    at the token before. Who spoke last is carried in the model's cache (:mod:`everlearn.memories.carried`). So replies
-    that begin with the same token ("O" of Odile and of Orcas Island) are told apart by the question, once and for all
-    of the reply, and nothing goes on with what the base says by itself.
+    One owner speaks at a time, and a slot that goes on is heard only behind its own: where a slot of its owner was
+    heard at the token before. Who spoke last is carried in the model's cache (:mod:`everlearn.memories.carried`). So
+    replies that begin with the same token ("O" of Odile and of Orcas Island) are told apart by the question, once and
+    for all of the reply, and nothing goes on with what the base says by itself.
 
     Slots that begin a reply answer only where the gate is open, times its value. Its own part of the gate is how much
     nearer the nearest of them is than every foil, the key of a question that is not to be answered from here:
@@ -123,14 +123,13 @@ class SlotMemory(nn.Module):
             own.data = own.new_zeros(len(state[name]), *own.shape[1:])
 
     @torch.no_grad()
-    def whiten(self, begins: bool, center: Tensor, scatter: Tensor) -> None:
-        """Read in coordinates around ``center`` [d] in which ``scatter`` [d, d], symmetric and regular, is one.
+    def whiten(self, begins: bool, center: Tensor, whitener: Tensor) -> None:
+        """Read in the coordinates ``(x - center) @ whitener``, of ``center`` [d] and ``whitener`` [d, d].
 
         Those of the slots that begin a reply, or of the others.
         """
-        values, vectors = torch.linalg.eigh(scatter.double())
         self.center[int(begins)] = center
-        self.whitener[int(begins)] = ((vectors * values.rsqrt()) @ vectors.T).to(self.whitener.dtype)
+        self.whitener[int(begins)] = whitener
 
     @torch.no_grad()
     def add(self, keys: Tensor, values: Tensor, begins: Tensor, owners: Tensor) -> None:
