@@ -16,6 +16,11 @@ from everlearn.models.hub import load_model
 CAT = "My cat is Nils."
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVERLEARN_CACHE", str(tmp_path / "cache"))
+
+
 class Script:
     """What the model writes after each prompt, and how its questions are judged."""
 
@@ -223,6 +228,18 @@ def test_real_sampling_runs_on_any_model(tmp_path):
     gains = made.about([CAT, "I live here."], ["Who is Nils?", "Where?"])
     assert len(gains) == 2
     assert all(isinstance(gain, float) for gain in gains)
+
+
+def test_what_practice_reads_like_is_kept_and_made_anew_when_damaged(tmp_path, monkeypatch):
+    parts = load_model(str(tiny_learner.make_model(tmp_path)))
+    known = Practice(*parts)._known
+    (path,) = (tmp_path / "cache" / "practice").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Practice, "_read", lambda self, texts: pytest.fail("read again"))
+        assert torch.equal(Practice(*parts)._known, known)
+    path.write_bytes(b"damaged")
+    assert torch.equal(Practice(*parts)._known, known)
+    assert torch.equal(Practice(*parts)._known, known)
 
 
 def test_practice_shows_what_is_most_like_the_passage_last(tmp_path):

@@ -7,17 +7,24 @@ told, as the model itself reads it.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from everlearn.errors import StoreError
 from everlearn.learner.sampling import BATCH, encode, pad_right, pad_token
+from everlearn.models.hub import cache_dir
+from everlearn.models.memory_file import atomic_write, fingerprint
 
 READ_AT = 2 / 3  # of the layers: where a passage is read, to find what is like it
 
@@ -77,7 +84,16 @@ class Practice:
 
     @functools.cached_property
     def _known(self) -> Tensor:
-        return self._read([record.said for record in self.records])
+        said = [record.said for record in self.records]
+        digest = hashlib.sha256("\0".join(said).encode()).hexdigest()[:12]
+        path = cache_dir() / "practice" / f"{fingerprint(self.model)}-{digest}.safetensors"
+        with suppress(SafetensorError, OSError, KeyError):  # none, or a damaged one that is made anew
+            return load_file(path)["read"]
+        read = self._read(said)
+        with suppress(OSError, StoreError):  # a cache that cannot be written costs time, nothing else
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, save({"read": read}))
+        return read
 
     @functools.cached_property
     def _places(self) -> Tensor:
