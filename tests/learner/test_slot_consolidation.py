@@ -10,10 +10,11 @@ import torch
 
 from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument, SleepRejected
-from everlearn.learner.anchor import fit_asking_gate, load_anchor, read_pairs, within_scatter
+from everlearn.learner.anchor import RIDGES, fit_asking_gate, load_anchor, read_pairs, within_scatter
 from everlearn.learner.consolidation import Schedule
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import IGNORE, encode_examples
+from everlearn.learner.metric import whitener
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.memories.gated import gated_memories
 from everlearn.memories.slots import SlotMemory, slot_memories
@@ -144,6 +145,21 @@ def test_the_gate_divides_where_a_reply_about_oneself_begins_from_the_rest(parts
     assert share(anchor.inside) > 0.7
     assert share(anchor.outside) < 0.5
     assert share(anchor.within) < 0.05, "the prompt itself, and what was said so far"
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+@pytest.mark.parametrize("metric", [True, False])
+def test_likeness_of_questions_is_whitened_and_learned_and_each_can_be_left_out(parts, whiten, metric):
+    _, tokenizer, split, anchor, gate = parts
+    learned = torch.eye(len(anchor.metric)) + 0.1 * torch.randn_like(anchor.metric)
+    anchor = replace(anchor, metric=learned)
+    schedule = Schedule(agreement=0.0, recall=0.0)
+    learn(SlotConsolidator(split, tokenizer, gate, anchor, schedule=schedule, whiten=whiten, metric=metric))
+    memory = slots(parts[0])
+    asked = anchor.scatters[1] + memory.scatter / memory.counted
+    plain = [whitener(anchor.scatters[0], RIDGES[0]), whitener(asked, RIDGES[1])] if whiten else [torch.eye(32)] * 2
+    torch.testing.assert_close(memory.whitener[0], plain[0])
+    torch.testing.assert_close(memory.whitener[1], plain[1] @ learned if metric else plain[1])
 
 
 def test_near_misses_push_the_gate(parts):

@@ -373,7 +373,10 @@ def registry() -> dict[str, Factory]:
         "everlearn-noechoes": functools.partial(_changed, change=_without_echoes),
         "everlearn-nopractice": functools.partial(_changed, change=_unpractised),
         "everlearn-nowhitening": functools.partial(
-            Everlearn, consolidator=functools.partial(SlotConsolidator, whiten=False)
+            Everlearn, consolidator=functools.partial(SlotConsolidator, whiten=False, metric=False)
+        ),
+        "everlearn-nometric": functools.partial(
+            Everlearn, consolidator=functools.partial(SlotConsolidator, metric=False)
         ),
         "everlearn-noreplay": functools.partial(Everlearn, schedule=Schedule(replay=0)),
         "everlearn-trained": trained,

@@ -69,6 +69,7 @@ class SlotConsolidator:
         level: name of the slow level.
         schedule: what the result must show.
         whiten: whether likeness is measured in whitened coordinates; False shows what they give.
+        metric: whether what was learned of practice questions is used beyond that; False shows what it gives.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class SlotConsolidator:
         level: str = "slow",
         schedule: Schedule | None = None,
         whiten: bool = True,
+        metric: bool = True,
     ) -> None:
-        self.split, self.tokenizer, self.gate, self.anchor, self.whiten = split, tokenizer, gate, anchor, whiten
+        self.split, self.tokenizer, self.gate, self.anchor = split, tokenizer, gate, anchor
+        self.whiten, self.metric = whiten, metric
         self.schedule = schedule or Schedule()
         continuum = split.learning[-1]
         memory = continuum.memories[continuum.names.index(level)]
@@ -193,10 +196,11 @@ class SlotConsolidator:
         self.memory.counted += count
         inside, asked = self.anchor.scatters
         asked = asked + self.memory.scatter / self.memory.counted.clamp(min=1)
-        alike = [whitener(inside, RIDGES[0]), whitener(asked, RIDGES[1]) @ self.anchor.metric]
-        for begins, coordinates in enumerate(alike):
-            kept = coordinates if self.whiten else torch.eye(len(coordinates))
-            self.memory.whiten(bool(begins), self.anchor.centers[begins], kept)
+        for begins, scatter in enumerate((inside, asked)):
+            coordinates = whitener(scatter, RIDGES[begins]) if self.whiten else torch.eye(len(scatter))
+            if begins and self.metric:
+                coordinates = coordinates @ self.anchor.metric
+            self.memory.whiten(bool(begins), self.anchor.centers[begins], coordinates)
 
     def _write(self, read: _Read, owners: Sequence[int], dreams: Sequence[Dream], progress: Progress) -> None:
         """Make the slots of the dreams and add them to the memory."""
