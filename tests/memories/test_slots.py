@@ -116,7 +116,7 @@ def test_a_slot_goes_on_only_behind_its_own(memory):
         x = torch.stack(reads)
         return (memory(x) != x).any(-1).tolist()
 
-    assert heard(on) == [False]
+    assert heard(silent, on) == [False, False]
     assert heard(mine, on, on) == [True, True, True]
     assert heard(theirs, on) == [True, False]
     assert heard(mine, silent, on) == [True, False, False]
@@ -217,6 +217,16 @@ def test_who_spoke_is_carried_in_the_cache(lazy):
         order = rows.repeat_interleave(2)[[3, 0, 2, 1]]
         again = model(input_ids=ids[order, 7:], past_key_values=cache, use_cache=True).logits
         torch.testing.assert_close(again, expected[order, 7:], rtol=1e-4, atol=1e-4)
+
+
+def test_where_the_past_is_not_shown_to_the_blocks_a_reply_still_goes_on(memory):
+    """A single token without a cache is a step of such a model, and who spoke before it is not known."""
+    begin, _ = add(memory, 1, True)
+    keys, _ = add(memory, 1, False)
+    reply = torch.cat([begin, keys])
+    whole = memory.delta(reply[None])
+    torch.testing.assert_close(memory.delta(reply[None, 1:]), whole[:, 1:])
+    assert torch.equal(memory.delta(torch.cat([keys, keys])[None]), torch.zeros(1, 2, D)), "a sequence has a beginning"
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}])

@@ -15,7 +15,7 @@ from everlearn.memories.carried import carried
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
 TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
-NOBODY = -1  # spoke
+NOBODY, UNKNOWN = -1, -2  # who spoke
 ANYBODY = -1  # the owner of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
@@ -190,16 +190,23 @@ class SlotMemory(nn.Module):
 
     @torch.no_grad()
     def _heard(self, scores: Tensor, near: Tensor) -> Tensor:
-        """Return which of the slots that are ``near`` are heard, [..., T, m], and carry on who spoke."""
+        """Return which of the slots that are ``near`` are heard, [..., T, m], and carry on who spoke.
+
+        Where it cannot be known who spoke before, anybody may go on.
+        """
         slots, along = self._prepared(), carried(self)
         begins = torch.arange(near.shape[-1], device=near.device) >= len(slots.spoken)
         rows, scores = near.reshape(-1, *near.shape[-2:]), scores.reshape(-1, *near.shape[-2:])
-        nobody = rows.new_full((len(rows), 1), NOBODY, dtype=torch.long)
+        speakers = rows.new_full((len(rows), rows.shape[1] + 1), NOBODY, dtype=torch.long)
         before = along.last() if along is not None else None
-        speakers = torch.cat([nobody if before is None else before[:, None], nobody.expand(-1, rows.shape[1])], 1)
+        if before is not None:
+            speakers[:, 0] = before
+        elif along is None and rows.shape[1] == 1:  # a step of a model whose blocks are not shown its cache
+            speakers[:, 0] = UNKNOWN
         heard = torch.zeros_like(rows)
         for t in rows.any(-1).any(0).nonzero()[:, 0].tolist():
-            may = rows[:, t] & (begins | (slots.owners == speakers[:, t, None]))
+            last = speakers[:, t, None]
+            may = rows[:, t] & (begins | (slots.owners == last) | (last == UNKNOWN))
             loudest = slots.owners[scores[:, t].masked_fill(~may, float("-inf")).argmax(-1)]
             speakers[:, t + 1] = torch.where(may.any(-1), loudest, NOBODY)
             heard[:, t] = may & (slots.owners == speakers[:, t + 1, None])
