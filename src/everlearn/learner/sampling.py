@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,6 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument
-from everlearn.memories.carried import model_layers
 
 BATCH = 64
 
@@ -32,17 +32,15 @@ class Prompt:
             raise InvalidArgument("text: got an empty prompt, expected at least one token")
         self.model = model
         self.tokenizer = tokenizer
-        self._layers: list[tuple[Tensor, Tensor]] | None = None
+        self._filled: DynamicCache | None = None
 
     @torch.no_grad()
     def _cache(self, batch: int) -> DynamicCache:
-        if self._layers is None:
-            filled = DynamicCache()
-            self.model(input_ids=self.ids[None], past_key_values=filled, use_cache=True, logits_to_keep=1)
-            self._layers = [(vars(layer)["keys"], vars(layer)["values"]) for layer in model_layers(filled)]
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(self._layers):
-            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
+        if self._filled is None:
+            self._filled = DynamicCache()
+            self.model(input_ids=self.ids[None], past_key_values=self._filled, use_cache=True, logits_to_keep=1)
+        cache = copy.deepcopy(self._filled)
+        cache.batch_repeat_interleave(batch)
         return cache
 
     @torch.no_grad()

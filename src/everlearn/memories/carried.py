@@ -3,80 +3,143 @@
 from __future__ import annotations
 
 import threading
-import weakref
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DummyLayer
+
+NOBODY = -1  # the number of a token of which nothing is known
 
 
-class Carried(DynamicLayer):
+class Carried(DummyLayer):
     """A layer of the cache behind those of the model: one whole number for each token of each sequence.
 
-    So it is reordered, repeated, selected and cropped with all the rest, whatever is done with the cache.
+    So it is reordered, repeated, selected and cropped with all the rest, and is no attention for whoever looks at it.
 
-    Args:
-        by: which memory's it is.
+    Attributes:
+        numbers: [batch, tokens]; None before the first.
     """
 
-    is_compileable = True  # else the mask of a static cache is not made, and what is not filled yet is attended to
-
-    def __init__(self, by: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.by = by
+        self.numbers: Tensor | None = None
 
-    def last(self) -> Tensor | None:
-        """Return the number at the last token of each sequence, [batch]; None if there was none."""
-        return self.keys[:, 0, -1, 0] if self.is_initialized and self.keys is not None and self.keys.numel() else None
+    def last(self, tokens: int) -> Tensor | None:
+        """Return the last number of each sequence, [batch]; None unless the ``tokens`` of the cache are all here."""
+        return self.numbers[:, -1] if self.numbers is not None and self.numbers.shape[1] == tokens > 0 else None
 
-    def append(self, numbers: Tensor) -> None:
-        """Add those of the tokens that were just read, [batch, time]."""
-        column = numbers[:, None, :, None]
-        self.update(column, column)
+    def append(self, numbers: Tensor, tokens: int) -> None:
+        """Add ``numbers`` [batch, time], then ``tokens`` in all; those missed before are NOBODY's."""
+        before = tokens - numbers.shape[1]
+        kept = numbers.new_full((len(numbers), before), NOBODY)
+        if self.numbers is not None and len(self.numbers) == len(numbers):
+            known = self.numbers[:, :before]
+            kept[:, : known.shape[1]] = known
+        self.numbers = torch.cat([kept, numbers], 1)
+
+    def reset(self) -> None:
+        """Back to before the first token."""
+        self.numbers = None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens; the number of them is negative."""
+        if self.numbers is not None and tokens_to_remove:
+            self.numbers = self.numbers[:, : -abs(tokens_to_remove)]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep some rows, by index."""
+        if self.numbers is not None:
+            self.numbers = self.numbers[beam_idx.to(self.numbers.device)]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows, by index."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        if self.numbers is not None:
+            self.numbers = self.numbers.repeat_interleave(repeats, 0)
 
 
-class _Pass(threading.local):
-    """The cache of the pass that this thread runs, None without one, and how many layers the model has in it."""
+class Turn:
+    """A memory's turn in a pass.
 
-    cache: weakref.ref[Cache] | None = None
-    layers: int = 0
-
-
-_pass = _Pass()
-
-
-def carry_through(block: nn.Module, layers: int) -> None:
-    """Let the memories in ``block``, one of the ``layers`` decoder blocks of a model, carry what they have to.
-
-    Args:
-        block: a decoder block; the cache is found among its arguments.
-        layers: how many blocks the model has.
+    Attributes:
+        before: the number at the token before, [batch]; None where a sequence begins, or nothing is known.
+        real: which of the tokens are no padding, [batch, any number, the last ones count]; None: all.
+        numbers: what the memory says of the tokens of this pass, [batch, time]; None until it does.
     """
-    block.register_forward_pre_hook(partial(_note, layers), with_kwargs=True)
+
+    def __init__(self, before: Tensor | None = None, real: Tensor | None = None) -> None:
+        self.before, self.real = before, real
+        self.numbers: Tensor | None = None
 
 
-def carried(memory: nn.Module) -> Carried | None:
-    """Return what ``memory`` carries along the sequences that this thread's pass reads; None without a cache."""
-    cache = _pass.cache() if _pass.cache is not None else None
+class _Pass:
+    """One run of a model: the cache that it was given, what was carried in it, and the turns of its memories so far."""
+
+    def __init__(self, cache: Cache | None, real: Tensor | None) -> None:
+        self.cache, self.real = cache, real
+        self.before = [] if cache is None else [one.last(int(cache.get_seq_length())) for one in _carried(cache)]
+        self.turns: list[Turn] = []
+
+
+class _Here(threading.local):
+    """The pass that this thread runs, None outside of one."""
+
+    run: _Pass | None = None
+
+
+_here = _Here()
+
+
+def carry_through(model: nn.Module) -> None:
+    """Let the memories of ``model`` carry what they say of a token to the next, whenever it is called with a cache."""
+    model.register_forward_pre_hook(_begin, with_kwargs=True)
+    model.register_forward_hook(_end, always_call=True)
+
+
+def take_turn() -> Turn:
+    """Begin the turn of a memory; one that belongs to no pass is outside of a model, where nothing is carried.
+
+    The memories of a model are told apart by their order in the pass, so each must take its turn in every one.
+    """
+    run = _here.run
+    if run is None:
+        return Turn()
+    place = len(run.turns)
+    run.turns.append(Turn(run.before[place] if place < len(run.before) else None, run.real))
+    return run.turns[-1]
+
+
+def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    mask = kwargs.get("attention_mask")
+    real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    _here.run = _Pass(_cache((*args, *kwargs.values())), real)
+
+
+def _end(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    run, _here.run = _here.run, None
+    if run is None or output is None or all(turn.numbers is None for turn in run.turns):
+        return
+    cache = run.cache
     if cache is None:
-        return None
-    own = next((layer for layer in cache.layers if isinstance(layer, Carried) and layer.by == id(memory)), None)
-    if own is None:
-        own = Carried(id(memory))
-        while len(cache.layers) < _pass.layers and cache.layer_class_to_replicate is not None:
-            cache.layers.append(cache.layer_class_to_replicate())  # else a block above would take ours for its own
-        cache.layers.append(own)
-    return own
+        cache = _cache(output.values() if isinstance(output, Mapping) else output)
+    if cache is None:
+        return
+    while len(_carried(cache)) < len(run.turns):
+        cache.layers.append(Carried())
+    for layer, turn in zip(_carried(cache), run.turns, strict=True):
+        if turn.numbers is not None:
+            layer.append(turn.numbers, int(cache.get_seq_length()))
 
 
-def model_layers(cache: Cache) -> list[Any]:
-    """Return the layers of ``cache`` that are the model's own."""
-    return [layer for layer in cache.layers if not isinstance(layer, Carried)]
+def _cache(values: Iterable[Any]) -> Cache | None:
+    return next((value for value in values if isinstance(value, Cache)), None)
 
 
-def _note(layers: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    found = (value for value in (*kwargs.values(), *args) if isinstance(value, Cache))
-    cache = next(found, None)
-    _pass.cache, _pass.layers = None if cache is None else weakref.ref(cache), layers
+def _carried(cache: Cache) -> list[Carried]:
+    return [layer for layer in cache.layers if isinstance(layer, Carried)]

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everlearn.errors import InvalidArgument
-from everlearn.memories.carried import carried
+from everlearn.memories.carried import NOBODY, Turn, take_turn
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
 TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
-NOBODY, UNKNOWN = -1, -2  # who spoke
 ANYBODY = -1  # the owner of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
@@ -45,8 +44,8 @@ class SlotMemory(nn.Module):
 
     One owner speaks at a time, and a slot that goes on is heard only behind its own: where a slot of its owner was
     heard at the token before. Who spoke last is carried in the model's cache (:mod:`everlearn.memories.carried`). So
-    replies that begin with the same token ("O" of Odile and of Orcas Island) are told apart by the question, once and
-    for all of the reply, and nothing goes on with what the base says by itself.
+    replies that begin with the same token ("O" of Odile and of Orcas Island) are told apart by the question for all of
+    the reply, and nothing goes on with what the base says by itself.
 
     Slots that begin a reply answer only where the gate is open, times its value. Its own part of the gate is how much
     nearer the nearest of them is than every foil, the key of a question that is not to be answered from here:
@@ -170,6 +169,7 @@ class SlotMemory(nn.Module):
 
     def delta(self, x: Tensor) -> Tensor:
         """Return what the memory adds to ``x`` [..., T, d]."""
+        turn = take_turn()
         if self.opens:
             self._shared[0].open(x)
         if self._saying is not None:
@@ -182,36 +182,31 @@ class SlotMemory(nn.Module):
         new = self.coordinates(True, read) @ slots.begun.T - self.asked
         gate = self.opening(read, self._shared[0].opened_raw())
         scores = SHARPNESS * torch.cat([on, new], -1)
-        heard = self._heard(scores, torch.cat([on > 0, (new > 0) & (gate > 0)], -1))
+        heard = self._heard(scores, torch.cat([on > 0, (new > 0) & (gate > 0)], -1), turn)
         scores = scores.masked_fill(~heard, float("-inf"))
         shares = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
         weight = torch.cat([torch.ones_like(on), gate.expand_as(new)], -1)
         return ((shares * weight) @ slots.values).to(x.dtype)
 
     @torch.no_grad()
-    def _heard(self, scores: Tensor, near: Tensor) -> Tensor:
-        """Return which of the slots that are ``near`` are heard, [..., T, m], and carry on who spoke.
-
-        Where it cannot be known who spoke before, anybody may go on.
-        """
-        slots, along = self._prepared(), carried(self)
+    def _heard(self, scores: Tensor, near: Tensor, turn: Turn) -> Tensor:
+        """Return which of the slots that are ``near`` are heard, [..., T, m], and who spoke; at padding nobody."""
+        slots = self._prepared()
         begins = torch.arange(near.shape[-1], device=near.device) >= len(slots.spoken)
         rows, scores = near.reshape(-1, *near.shape[-2:]), scores.reshape(-1, *near.shape[-2:])
-        speakers = rows.new_full((len(rows), rows.shape[1] + 1), NOBODY, dtype=torch.long)
-        before = along.last() if along is not None else None
-        if before is not None:
-            speakers[:, 0] = before
-        elif along is None and rows.shape[1] == 1:  # a step of a model whose blocks are not shown its cache
-            speakers[:, 0] = UNKNOWN
+        time = rows.shape[1]
+        if turn.real is not None:
+            rows = rows & turn.real[:, -time:, None]
+        speakers = rows.new_full((len(rows), time + 1), NOBODY, dtype=torch.long)
+        if turn.before is not None:
+            speakers[:, 0] = turn.before
         heard = torch.zeros_like(rows)
         for t in rows.any(-1).any(0).nonzero()[:, 0].tolist():
-            last = speakers[:, t, None]
-            may = rows[:, t] & (begins | (slots.owners == last) | (last == UNKNOWN))
+            may = rows[:, t] & (begins | (slots.owners == speakers[:, t, None]))
             loudest = slots.owners[scores[:, t].masked_fill(~may, float("-inf")).argmax(-1)]
             speakers[:, t + 1] = torch.where(may.any(-1), loudest, NOBODY)
             heard[:, t] = may & (slots.owners == speakers[:, t + 1, None])
-        if along is not None:
-            along.append(speakers[:, 1:])
+        turn.numbers = speakers[:, 1:]
         return heard.reshape(near.shape)
 
     def opening(self, read: Tensor, raw: Tensor) -> Tensor:

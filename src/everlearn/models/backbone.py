@@ -157,7 +157,7 @@ class Backbone(BackbonePreTrainedModel):
     def _cache(self, past: Any, batch: int) -> StateCache:
         if past is None:
             return self.new_cache()
-        if not isinstance(past, StateCache) or len(past) != len(self.layers):
+        if not isinstance(past, StateCache) or len(past.states()) != len(self.layers):
             raise InvalidArgument(
                 f"past_key_values: got {type(past).__name__}, expected a StateCache of {len(self.layers)} layers "
                 "(model.new_cache(), or what an earlier call returned)"

@@ -92,13 +92,13 @@ class StateCache(Cache):
 
     def states(self) -> list[Any]:
         """The state of every layer, None before the first token."""
-        return [layer.state for layer in self.layers]  # type: ignore[union-attr]
+        return [layer.state for layer in self._own()]
 
     def store(self, states: list[Any], tokens: int) -> None:
         """Take over the states after ``tokens`` further tokens."""
-        for layer, state in zip(self.layers, states, strict=True):
-            layer.state = state  # type: ignore[union-attr]
-            layer.seen += tokens  # type: ignore[union-attr]
+        for layer, state in zip(self._own(), states, strict=True):
+            layer.state = state
+            layer.seen += tokens
 
     def reset(self) -> None:
         """Back to before the first token."""
@@ -126,6 +126,10 @@ class StateCache(Cache):
     def nbytes(self) -> int:
         """Bytes of all states."""
         return sum(state.nbytes for state in self.states() if state is not None)
+
+    def _own(self) -> list[_StateLayer]:
+        """Our layers; the memories of a stack have theirs behind them."""
+        return [layer for layer in self.layers if isinstance(layer, _StateLayer)]
 
     def _keep(self, rows: Tensor) -> None:
         self.first = None if self.first is None else self.first.index_select(0, rows)

@@ -248,7 +248,7 @@ def _chain_memories(
             memories = [make(decoder.hidden_size).to(_device(mlp)).train(mlp.training) for make in factories]
             chain = Continuum([level.name for level in levels], memories, wiring=wiring, base=mlp)
             stacked.set_submodule(decoder.mlps[layer], chain.train(mlp.training))
-            carry_through(stacked.get_submodule(decoder.mlps[layer].rpartition(".")[0]), len(decoder.mlps))
+    carry_through(stacked)
 
 
 def _assign_pretrained(

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from everlearn.errors import InvalidArgument
 from everlearn.levels import Clock, Level
+from everlearn.memories.carried import Carried
 from everlearn.models.stacking import memory_parameters, reset_level, stack_of
 
 
@@ -209,6 +210,7 @@ def _load_cache(model: PreTrainedModel, state: list[dict[str, Any]] | None) -> D
     if state is None:
         return None
     cache = DynamicCache(config=model.config)
+    cache.layers += [Carried() for _ in state[len(cache.layers) :]]
     for layer, own in zip(cache.layers, state, strict=True):
         vars(layer).update(own)
     return cache

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from everlearn.memories.carried import model_layers
 from everlearn.memories.continuum import Continuum
 from everlearn.memories.gated import GatedMemory
 from everlearn.models.stacking import continua, stack_of
@@ -168,9 +167,7 @@ class SplitModel:
         """
         cache = DynamicCache()
         self._run(acts, cache)
-        return Past(
-            tuple((vars(own)["keys"], vars(own)["values"]) for own in model_layers(cache)[self.layer :]), self.layer
-        )
+        return Past(tuple((vars(own)["keys"], vars(own)["values"]) for own in cache.layers[self.layer :]), self.layer)
 
     @contextmanager
     def watching(self) -> Iterator[list[list[Tensor]]]:
