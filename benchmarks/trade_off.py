@@ -13,14 +13,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from everlearn.evals.diary_data import load_diary
 from everlearn.evals.diary_exam import Exam
 from everlearn.evals.diary_measures import Reference
 from everlearn.evals.diary_methods import Everlearn, Setting
 from everlearn.evals.results import provenance, write_json
 from everlearn.learner.anchor import ASKING_SLOPE
+from everlearn.learner.learner import Learner
 from everlearn.memories.slots import ASKED, SPOKEN, SlotMemory
 from everlearn.models.hub import DEFAULT_MODEL, load_model
+from everlearn.models.stacking import continua
 
 SHUT = (-1.0, -0.5, 0.5, 1.0, 2.0)  # in log odds
 BEGIN, GO_ON = (0.25, 0.4), (0.5, 0.7)  # likeness
@@ -37,9 +41,7 @@ def examine(data: Path, split: str, memory: Path, night: int, model: str) -> lis
         setting = Setting(base, tokenizer, model, Path(folder), Path(folder), memory, diary, 0)
         method = Everlearn(setting)
         exam = Exam(diary, Reference(base, tokenizer, Path(folder) / "base.json"), None, 0)
-        gate, slots = method.learner._weights.gate, method.learner._weights.split.learning[-1].memories[-1]
-        assert isinstance(slots, SlotMemory)
-        bias = gate.bias.clone()
+        bias = method.learner._weights.gate.bias.clone()
         usual = {"shut": 0.0, "begin": ASKED, "go_on": SPOKEN}
         moved = [
             {},
@@ -49,13 +51,22 @@ def examine(data: Path, split: str, memory: Path, night: int, model: str) -> lis
             *({"go_on": s} for s in GO_ON),
         ]
         for point in [{**usual, **change} for change in moved]:
-            gate.set_(gate.weight, bias - ASKING_SLOPE * point["shut"])
-            slots.asked, slots.spoken = point["begin"], point["go_on"]
+            move(method.learner, bias, **point)
             figures, _ = exam.recall_and_locality(method, night)
             rows.append({**point, **figures})
             print(rows[-1], flush=True)
         method.close()
     return rows
+
+
+def move(learner: Learner, bias: Tensor, *, shut: float, begin: float, go_on: float) -> None:
+    """Shut the gate by ``shut`` log odds from ``bias``, and let slots begin and go on from those likenesses on."""
+    gate = learner._weights.gate
+    gate.set_(gate.weight, bias - ASKING_SLOPE * shut)
+    for continuum in continua(learner.model).values():
+        for memory in continuum.memories:
+            if isinstance(memory, SlotMemory):
+                memory.asked, memory.spoken = begin, go_on
 
 
 def main() -> None:

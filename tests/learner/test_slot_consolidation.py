@@ -14,7 +14,7 @@ from everlearn.learner.anchor import RIDGES, fit_asking_gate, load_anchor, read_
 from everlearn.learner.consolidation import Schedule
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import IGNORE, encode_examples
-from everlearn.learner.metric import whitener
+from everlearn.learner.metric import learn_metric, whitener
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.memories.gated import gated_memories
 from everlearn.memories.slots import SlotMemory, slot_memories
@@ -145,6 +145,15 @@ def test_the_gate_divides_where_a_reply_about_oneself_begins_from_the_rest(parts
     assert share(anchor.inside) > 0.7
     assert share(anchor.outside) < 0.5
     assert share(anchor.within) < 0.05, "the prompt itself, and what was said so far"
+
+
+def test_the_anchor_learns_likeness_of_the_practice_questions(parts):
+    _, tokenizer, split, anchor, _ = parts
+    above = read_pairs(split, tokenizer, [question for group in VOICE.practice for question in group]).chunk(2, -1)[1]
+    coordinates = whitener(anchor.scatters[1], RIDGES[1])
+    learned = learn_metric((above - anchor.centers[1]) @ coordinates, torch.tensor([0, 0, 0, 1, 1]))
+    torch.testing.assert_close(anchor.metric, learned, atol=1e-4, rtol=1e-4)
+    assert (learned - torch.eye(len(learned))).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("whiten", [True, False])

@@ -40,8 +40,8 @@ KEPT = [
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
-# the same for a gate that only says where a reply about one's own life begins
-ASKING_SHIFT, ASKING_SLOPE = -0.2, 4.0
+# the same for a gate that only says where a reply about one's own life begins: g = clamp(slope (logit + shift), 0, 1)
+ASKING_DECAY, ASKING_SHIFT, ASKING_SLOPE = 0.003, -0.2, 4.0
 # weights in the gate's regression: the token that starts a reply, one of a learned reply, one of ordinary text, and the
 # end of a question about one's own life of which nothing was told
 ASKED, SPOKEN, OTHER, OWN = 5.0, 1.0, 0.3, 2.0
@@ -274,7 +274,9 @@ def fit_asking_gate(anchor: Anchor, inside: Tensor, outside: Tensor, within: Ten
     labels = torch.cat([torch.full((len(read),), label) for read, label, _ in parts])
     importance = torch.cat([torch.full((len(read),), weight) for read, _, weight in parts])
     mean, deviation = anchor.outside.mean(0), anchor.outside.std(0) + 1e-3
-    weight, bias = _logistic_regression((inputs - mean) / deviation, labels, importance / importance.mean())
+    weight, bias = _logistic_regression(
+        (inputs - mean) / deviation, labels, importance / importance.mean(), ASKING_DECAY
+    )
     slope = ASKING_SLOPE / deviation
     return weight * slope, ASKING_SLOPE * (bias + ASKING_SHIFT) - (weight * mean * slope).sum()
 
@@ -302,8 +304,10 @@ def read_at_end(split: SplitModel, tokenizer: PreTrainedTokenizerBase, messages:
     return run_trunk(split, examples).read[torch.arange(len(examples)), examples.asked]
 
 
-def _logistic_regression(inputs: Tensor, labels: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimise the weighted binary cross-entropy plus ``GATE_DECAY |w|^2`` by L-BFGS; return w [d] and b []."""
+def _logistic_regression(
+    inputs: Tensor, labels: Tensor, importance: Tensor, decay: float = GATE_DECAY
+) -> tuple[Tensor, Tensor]:
+    """Minimise the weighted binary cross-entropy plus ``decay |w|^2`` by L-BFGS; return w [d] and b []."""
     weight = torch.zeros(inputs.shape[1], requires_grad=True)
     bias = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
@@ -311,7 +315,7 @@ def _logistic_regression(inputs: Tensor, labels: Tensor, importance: Tensor) -> 
     def closure() -> Tensor:
         optimizer.zero_grad()
         logits = inputs @ weight + bias
-        loss = F.binary_cross_entropy_with_logits(logits, labels, weight=importance) + GATE_DECAY * weight.pow(2).sum()
+        loss = F.binary_cross_entropy_with_logits(logits, labels, weight=importance) + decay * weight.pow(2).sum()
         loss.backward()
         return loss
 

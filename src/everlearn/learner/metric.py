@@ -32,15 +32,15 @@ def learn_metric(x: Tensor, groups: Tensor) -> Tensor:
     _, groups = groups.unique(return_inverse=True)
     sizes = groups.bincount()
     asked = sizes[groups] > 1
-    extra = torch.zeros(x.shape[1], x.shape[1], requires_grad=True)
+    extra = x.new_zeros(x.shape[1], x.shape[1]).requires_grad_()
     if not asked.any() or len(sizes) < 2:
-        return torch.eye(x.shape[1])
+        return torch.eye(x.shape[1], dtype=x.dtype)
     optimizer = torch.optim.Adam([extra], lr=RATE)
     own = torch.arange(len(x)), groups
     with torch.enable_grad():
         for _ in range(STEPS):
             y = x + x @ extra
-            sums = torch.zeros(len(sizes), y.shape[1]).index_add(0, groups, y)
+            sums = y.new_zeros(len(sizes), y.shape[1]).index_add(0, groups, y)
             likeness = F.normalize(y, dim=-1) @ F.normalize(sums, dim=-1).T
             rest = F.cosine_similarity(y, sums[groups] - y, dim=-1)  # the mean of the others has this direction
             likeness = likeness.index_put(own, rest)
@@ -48,4 +48,4 @@ def learn_metric(x: Tensor, groups: Tensor) -> Tensor:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return torch.eye(x.shape[1]) + extra.detach()
+    return torch.eye(x.shape[1], dtype=x.dtype) + extra.detach()
