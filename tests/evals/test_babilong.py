@@ -9,8 +9,8 @@ import pytest
 from tiny_sources import make_sources
 
 from everlearn.errors import InvalidArgument
-from everlearn.evals.babilong import BABILONG, BUDGETS, LABELS, PROMPT_ALLOWANCE, _Maker, context, is_right
-from everlearn.evals.sources import BABI_TASKS, Sources
+from everlearn.evals.babilong import BABILONG, BUDGETS, LABELS, PROMPT_ALLOWANCE, _Maker, context, is_right, stories
+from everlearn.evals.sources import BABI_TASKS, Babi, Sources
 from everlearn.evals.suite import run_suite
 
 BOOKS = [[[book * 100 + i] * 10 for i in range(20)] for book in (1, 2)]
@@ -93,6 +93,37 @@ def test_training_is_no_longer_than_its_longest_length_and_what_cannot_fit_is_an
     assert max(map(len, begins)) <= 40
     with pytest.raises(InvalidArgument, match="lengths: got 25 tokens, in which no question of qa1"):
         maker.draw("qa1", 25, random.Random(0), "test")
+
+
+def test_stories_are_found_again_by_their_facts():
+    a, b, c, d = (f"{name} went." for name in "abcd")
+    items = [Babi(facts, "Who?", "x") for facts in ((a,), (a, b, c), (b,), (b, c), (b, d), (b, d, a))]
+    assert [[len(item.facts) for item in story] for story in stories(items)] == [[1, 3], [1, 2], [2, 3]]
+
+
+def test_a_drill_is_a_story_with_its_questions_answered_where_they_are_asked(data):
+    maker = _Maker(Sources.at(data), replace(BUDGETS["tiny"], train_lengths=(0, 160)))
+
+    def written(story):
+        told, text = 0, ""
+        for item in story:
+            facts = "".join(f" {fact}" for fact in item.facts[told:])
+            text += f"{facts}\nQuestion: {item.question} Answer: {item.answer}.{maker.tokenizer.eos_token}"
+            told = len(item.facts)
+        return text
+
+    counts = []
+    for seed in range(20):
+        turns = maker.drill("qa1", random.Random(seed))
+        tokens = [token for turn in turns for part in turn for token in part]
+        assert len(tokens) <= 160
+        assert maker.tokenizer.decode(tokens) in [written(story[: len(turns)]) for story in maker.stories["qa1"]]
+        assert all(said[-1] == maker.tokenizer.eos_token_id for _, said in turns)
+        counts.append(len(turns))
+    assert max(counts) > 1
+    short = _Maker(Sources.at(data), replace(BUDGETS["tiny"], train_lengths=(0, 5)))
+    with pytest.raises(InvalidArgument, match="train_lengths: got 5 tokens at most"):
+        short.drill("qa1", random.Random(0))
 
 
 def test_the_published_prompt_has_examples_and_an_allowance(data):

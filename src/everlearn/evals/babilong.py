@@ -21,7 +21,7 @@ from everlearn.evals.niah import LEVELS
 from everlearn.evals.sources import BABI_TASKS, Babi, Sources
 from everlearn.evals.suite import Job, Outcome, Suite
 
-__all__ = ["BABILONG", "LABELS", "Budget", "context", "is_right"]
+__all__ = ["BABILONG", "LABELS", "Budget", "context", "is_right", "stories"]
 
 PROMPT_ALLOWANCE = 300
 """Tokens of the target length that are kept for the prompt."""
@@ -46,7 +46,8 @@ class Budget:
     """Numbers of the protocol.
 
     ``lengths``: target length T -> samples a task; T = 0 is the facts alone. ``allowance``: tokens of T that are kept
-    for the prompt. ``examples``: solved examples in the prompt.
+    for the prompt. ``examples``: solved examples in the prompt. ``bare``: share of the training, its beginning, that is
+    stories with all their questions alone; ``drill``: share of the samples that are afterwards.
     """
 
     size: Size
@@ -61,17 +62,20 @@ class Budget:
     answer_tokens: int = 8
     tune_each: bool = False
     batch_tokens: int = 1 << 16
+    bare: float = 0.0
+    drill: float = 0.0
 
 
 HOPE = {"chunk_size": 64, "width": 32, "recompute": False}
 BUDGETS = {
     "tiny": Budget(
         Size(16, 1, 2, 16, {"chunk_size": 16}, (1, 512)), 320, (0, 400), 2, 2, {0: 1, 500: 2}, ({"lr": 3e-3},),
-        allowance=20, examples=0, answer_tokens=2,
+        allowance=20, examples=0, answer_tokens=2, bare=0.5, drill=0.5,
     ),
     "small": Budget(
-        Size(128, 2, 4, 214, HOPE, (1, 16_384)), 1024, (0, 256), 650, 8,
-        {0: 40, 256: 40, 1024: 16, 4096: 4, 16_384: 2, 65_536: 1}, ({"lr": 3e-3},), allowance=20, examples=0,
+        Size(64, 2, 4, 107, {**HOPE, "chunk_size": 16}, (1, 16_384)), 1024, (0, 256), 2500, 16,
+        {0: 100, 256: 100, 1024: 50, 4096: 20, 16_384: 5, 65_536: 1}, ({"lr": 5e-3},), allowance=20, examples=0,
+        bare=0.6, drill=0.5,
     ),
     "paper": Budget(
         Size(1024, 24, 16, 2474, HOPE, (1, 65_536)), 32_000, (0, 1024, 2048, 4096), 20_000, 64,
@@ -149,6 +153,7 @@ class _Maker:
         self.plan = plan
         self.tokenizer, self.books = _words(sources, plan.vocab_size)
         self.items = {(task, part): sources.babi(task, part) for task in BABI_TASKS for part in ("train", "test")}
+        self.stories = {task: stories(self.items[task, "train"]) for task in BABI_TASKS}
 
     def say(self, text: str) -> list[int]:
         """Tokens of a text."""
@@ -189,18 +194,60 @@ class _Maker:
         end = "\n</context>\n" if self.plan.examples else "\n"
         return made, self.say(f"{end}Question: {item.question} Answer:"), item
 
+    def drill(self, task: str, rng: random.Random) -> list[tuple[list[int], list[int]]]:
+        """Return a story of the training part, its questions answered where they are asked: (tokens, answer) of each.
+
+        It is cut where it gets longer than the longest of the training lengths.
+
+        Raises:
+            InvalidArgument: no story's first question fits.
+        """
+        longest = max(self.plan.train_lengths)
+        for _ in range(TRIES):
+            turns: list[tuple[list[int], list[int]]] = []
+            told, left = 0, longest
+            for item in rng.choice(self.stories[task]):
+                new = "".join(f" {fact}" for fact in item.facts[told:])
+                turn = self.say(f"{new}\nQuestion: {item.question} Answer:"), self.answer(item)
+                left -= sum(map(len, turn))
+                if left < 0:
+                    break
+                turns.append(turn)
+                told = len(item.facts)
+            if turns:
+                return turns
+        raise InvalidArgument(f"train_lengths: got {longest} tokens at most, in which no question of {task} fits")
+
+    def answer(self, item: Babi) -> list[int]:
+        """Tokens of the answer, with the end of text."""
+        return [*self.say(f" {item.answer}."), self.tokenizer.eos_token_id]
+
+
+def stories(items: Sequence[Babi]) -> list[list[Babi]]:
+    """Return the questions by story: one belongs to that of the question before if it begins with its facts."""
+    found: list[list[Babi]] = []
+    for item in items:
+        last = found[-1][-1].facts if found else ()
+        if found and len(item.facts) > len(last) and item.facts[: len(last)] == last:
+            found[-1].append(item)
+        else:
+            found.append([item])
+    return found
+
 
 def run(job: Job, plan: Budget, data: Any, tell: Callable[[str, float], None]) -> Outcome:
     """Train a model at the short lengths and ask it at all lengths."""
     maker = _Maker(Sources.at(data), plan)
-    end = maker.tokenizer.eos_token_id
 
     def batch(rng: random.Random, part: str, done: float) -> Lesson:
         length, samples = rng.choice(plan.train_lengths), []
         for task in rng.choices(BABI_TASKS, k=plan.batch):
-            begin, question, item = maker.draw(task, length, rng, "train")
-            samples.append(([*begin, *question], [*maker.say(f" {item.answer}."), end]))
-        return lesson([[sample] for sample in samples])
+            if part == "train" and (done < plan.bare or rng.random() < plan.drill):
+                samples.append(maker.drill(task, rng))
+            else:
+                begin, question, item = maker.draw(task, length, rng, "train")
+                samples.append([([*begin, *question], maker.answer(item))])
+        return lesson(samples)
 
     def ask(task: str, length: int, rng: random.Random) -> Asked:
         begin, question, item = maker.draw(task, length, rng, "test")
@@ -217,6 +264,8 @@ def notes(plan: Budget) -> list[str]:
         f"models of {size.layers} layers of width {size.hidden_size} and {plan.vocab_size} tokens (their own tokenizer,"
         f" not GPT-2's), trained here on {plan.steps} batches of {plan.batch} samples of lengths {plan.train_lengths}"
         " from bAbI's training split (published: language models that are only prompted)",
+        f"training begins with {plan.bare:.0%} of stories alone, each with all its questions answered where they are"
+        f" asked; then {plan.drill:.0%} of the samples are such",
         f"samples a task and length, from the test split: {lengths} (published: 100 or 1,000 at 0 to 1M and more, from"
         " the training split)",
         f"{plan.allowance} tokens of a length are kept for the prompt, {plan.examples} solved examples in it"
@@ -228,7 +277,7 @@ def notes(plan: Budget) -> list[str]:
 
 BABILONG = Suite(
     name="babilong",
-    version=2,
+    version=3,
     tasks=("babilong",),
     budgets=BUDGETS,
     settings=lambda plan, task: ("",),
