@@ -19,7 +19,7 @@ from everlearn import HopeConfig, HopeForCausalLM, Level, stack_levels
 from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 from everlearn.memories.residual import ResidualMemory
-from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, TRUST, SlotMemory, slot_memories
+from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, TRUST, TRUST_MOST, SlotMemory, slot_memories
 from everlearn.models.memory_file import load_memory, memory_bytes
 from everlearn.models.stacking import (
     continua,
@@ -63,7 +63,8 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
     spread = torch.randn(D, D)
     memory.whiten(True, torch.randn(D) * 0.1, torch.eye(D) + 0.3 * spread)
     memory.whiten(False, torch.randn(D) * 0.1, torch.eye(D) - 0.2 * spread)
-    memory.gate.set_(torch.zeros(D), torch.tensor(0.3))
+    bias = -1.4 if foils else 0.3
+    memory.gate.set_(torch.zeros(D), torch.tensor(bias))
     memory.lean.copy_(0.05 * torch.randn(D))
     if foils:
         memory.add_foils(torch.randn(3, D), torch.zeros(3))
@@ -77,7 +78,7 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
     speaker, spoke = None, 0
     for at, x in enumerate(places):
         unit = x.double() / x.double().pow(2).mean().add(1e-5).sqrt()
-        gate = float(0.3 + memory.lean.double() @ unit)
+        gate = float(bias + memory.lean.double() @ unit)
         if foils:
             P, c = memory.whitener[1].double(), memory.center[1].double()
             here = F.normalize((unit - c) @ P, dim=0)
@@ -85,7 +86,7 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
                 max(float(here @ F.normalize((key.double() - c) @ P, dim=0)) for key in keys)
                 for keys in (memory.keys[memory.begins], memory.foils)
             )
-            gate += TRUST * (begins - others)
+            gate += min(TRUST * (begins - others), TRUST_MOST)
         gate = min(max(gate, 0.0), 1.0)
         near = []
         for index, (key, begins) in enumerate(zip(memory.keys.double(), memory.begins.tolist())):

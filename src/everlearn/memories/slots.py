@@ -15,6 +15,7 @@ from everlearn.memories.carried import NOBODY, Turn, take_turn
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
 TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
+TRUST_MOST = 2.0  # that opens it by: what merely shares the words of something told stays shut
 ANYBODY = -1  # the owner of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
@@ -49,7 +50,7 @@ class SlotMemory(nn.Module):
 
     Slots that begin a reply answer only where the gate is open, times its value. Its own part of the gate is how much
     nearer the nearest of them is than every foil, the key of a question that is not to be answered from here:
-    ``g = clamp(w . y/rms(y) + b + u . x/rms(x) + TRUST (near - foil), 0, 1)``, y what the gate reads.
+    ``g = clamp(w . y/rms(y) + b + u . x/rms(x) + min(TRUST (near - foil), TRUST_MOST), 0, 1)``, y what the gate reads.
 
     All that it holds is buffers, whose number of rows grows with what is written; ``keys`` and ``values`` are float16.
 
@@ -215,7 +216,8 @@ class SlotMemory(nn.Module):
         raw = raw + (read @ self.lean)[..., None]
         if len(slots.foils) and len(slots.begun):
             asked = self.coordinates(True, read)
-            raw = raw + TRUST * ((asked @ slots.begun.T).amax(-1, True) - (asked @ slots.foils.T).amax(-1, True))
+            nearer = (asked @ slots.begun.T).amax(-1, True) - (asked @ slots.foils.T).amax(-1, True)
+            raw = raw + (TRUST * nearer).clamp(max=TRUST_MOST)
         return raw.clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
