@@ -73,7 +73,7 @@ BUDGETS = {
         allowance=20, examples=0, answer_tokens=2, bare=0.5, drill=0.5,
     ),
     "small": Budget(
-        Size(64, 2, 4, 107, {**HOPE, "chunk_size": 16}, (1, 16_384)), 1024, (0, 256), 2500, 16,
+        Size(64, 2, 4, 107, {**HOPE, "chunk_size": 16}, (1, 16_384)), 1024, (0, 256), 2000, 16,
         {0: 100, 256: 100, 1024: 50, 4096: 20, 16_384: 5, 65_536: 1}, ({"lr": 5e-3},), allowance=20, examples=0,
         bare=0.6, drill=0.5,
     ),
