@@ -240,6 +240,9 @@ def test_what_practice_reads_like_is_kept_and_made_anew_when_damaged(tmp_path, m
     path.write_bytes(b"damaged")
     assert torch.equal(Practice(*parts)._known, known)
     assert torch.equal(Practice(*parts)._known, known)
+    monkeypatch.setattr("everlearn.learner.practice.READ_AT", 1 / 3)  # elsewhere it reads like something else
+    assert not torch.equal(Practice(*parts)._known, known)
+    assert len(list(path.parent.iterdir())) == 2
 
 
 def test_practice_shows_what_is_most_like_the_passage_last(tmp_path):

@@ -85,7 +85,8 @@ class Practice:
     @functools.cached_property
     def _known(self) -> Tensor:
         said = [record.said for record in self.records]
-        digest = hashlib.sha256("\0".join(said).encode()).hexdigest()[:12]
+        rows = [encode(self.tokenizer, text).tolist() for text in said]
+        digest = hashlib.sha256(f"{READ_AT} {rows}".encode()).hexdigest()[:12]
         path = cache_dir() / "practice" / f"{fingerprint(self.model)}-{digest}.safetensors"
         with suppress(SafetensorError, OSError, KeyError):  # none, or a damaged one that is made anew
             return load_file(path)["read"]
