@@ -62,6 +62,13 @@ def test_what_is_told_later_takes_the_answer_and_its_questions_over():
     assert dreams == [replace(mine, question="Who barks at my puppy?", taken=2)]
 
 
+def test_what_names_an_answer_goes_with_it():
+    other = Kept(5, 7, Dream("Whose puppy is it?", "Mine. My puppy is Rex.", "Mine"), "my puppy is Rex")
+    elsewhere = Kept(6, 8, Dream("Which king do I like?", "Rex.", "Rex"), "I like king Rex")
+    ids, _ = given(Judge(), "my puppy is now called Maxi", [*OLD, other, elsewhere])
+    assert ids == [1, 2, 5], "of the same observation"
+
+
 def test_an_answer_that_was_not_dreamt_stands_alone():
     ids, dreams = given(
         Judge(), "my puppy is now called Maxi", OLD, dream("What is the name of my puppy?", "it is a puppy")

@@ -1,11 +1,11 @@
 """Dreaming: from a passage the base model makes the questions a user may ask later, and says what it was told.
 
-Nothing here knows a language or a kind of fact. The model first says what is new in a passage, then asks for it in
-several styles, each time after the practice that is most like the passage. A question is kept when the model, with
-the passage before it, gives that answer, which it would not give without it (support), when the question becomes
-likelier with the passage (it is about it), and when it is asked by the one who told it. Beside these stand *echoes*,
-the passage with "what?" in place of the answer: plain, but always about the passage and right. What is learned as the
-reply is the answer, and the passage as the assistant would say it.
+Nothing here knows a language or a kind of fact. The model first says what is new in a passage, one thing or two, then
+asks for it, after the practice that is most like the passage and with the beginnings of its questions. A question is
+kept when the model, with the passage before it, gives that answer, which it would not give without it (support), when
+the question becomes likelier with the passage (it is about it), and when it is asked by the one who told it. Beside
+these stand *echoes*, the passage with "what?" in place of the answer: plain, but always about the passage and right.
+What is learned as the reply is the answer, and the passage as the assistant would say it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from everlearn.learner.voice import greedy_replies
 
 LONG = 40  # words; a longer message is dreamt of sentence by sentence
 SHOWN = 5  # records of practice that are shown before a passage
+NEAR = 24  # those like it whose questions lend their beginnings
+BEGINNING = 2  # words of such
 OPEN = 16  # questions sampled without knowing the answer, and answers without knowing the question
 NEWS = 0.3  # share of its unlikeliness without the passage that an answer is credited with
 STRANGERS = 2  # questions of a passage that are asked again about somebody else
-TRIED = 2  # answers tried until there are questions for one
+ANSWERS = 2  # of a passage that are asked for
 RETOLD = 4  # ways of saying a passage that are sampled beside the likeliest
 
 Progress = Callable[[str, float], None]
@@ -84,8 +86,8 @@ class SelfStudyDreamer:
     Args:
         model: the base model, not stacked: dreams do not depend on what was learned before.
         tokenizer: its tokenizer.
-        samples: questions sampled for each passage, as many in each style of the practice.
-        keep: the most questions kept of a passage, echoes aside.
+        samples: the most questions sampled for each answer, each of another beginning.
+        keep: the most questions kept of an answer, echoes aside.
         temperature: of the sampling.
         criteria: what a question must show to be kept.
     """
@@ -95,8 +97,8 @@ class SelfStudyDreamer:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        samples: int = 15,
-        keep: int = 5,
+        samples: int = 20,
+        keep: int = 8,
         temperature: float = 0.7,
         criteria: Criteria | None = None,
     ) -> None:
@@ -119,15 +121,15 @@ class SelfStudyDreamer:
         ]
         texts = [text for _, text, _ in pieces]
         kept, echoes = [], []
-        for (_, text, context), shown in zip(pieces, self._practice.nearest(texts, SHOWN), strict=True):
+        for (_, text, context), near in zip(pieces, self._practice.nearest(texts, NEAR), strict=True):
             progress("dreaming", 0.8 * len(kept) / len(texts))
-            answer, found = self._study(text, context, shown, generator)
-            kept.append([(question, answer) for question in found])
-            echoes.append([(question, answer) for question in _echoes(text, answer)])
+            studied = self._study(text, context, near, generator)
+            kept.append([(question, answer) for answer, found in studied for question in found[: self.keep]])
+            echoes.append([(question, answer) for answer, _ in studied for question in _echoes(text, answer)])
         ways = self._restate(texts, generator)
         dreams: list[list[Dream]] = [[] for _ in passages]
         for (index, text, _), found, echo, said in zip(pieces, _unambiguous(kept), echoes, ways, strict=True):
-            made = _answered(text, found[: self.keep] + echo, said)
+            made = _answered(text, found + echo, said)
             dreams[index] += [replace(dream, echo=(dream.question, dream.answer) in echo) for dream in made]
         progress("dreaming", 0.9)
         self._add_contrasts(passages, dreams, generator)
@@ -135,42 +137,41 @@ class SelfStudyDreamer:
         return dreams
 
     def _study(
-        self, text: str, context: str, shown: Sequence[Record], generator: torch.Generator
-    ) -> tuple[str, list[str]]:
-        """Return what is new in ``text``, empty if nothing, and the questions that it answers, best first.
+        self, text: str, context: str, near: Sequence[Record], generator: torch.Generator
+    ) -> list[tuple[str, list[str]]]:
+        """Return what is new in ``text``, the best first, each with the questions that it answers, best first.
+
+        Without any question there is one answer, if the model finds any; a question with two has the fitter one.
 
         Args:
             text: what is to be learned; the answer is in its words.
             context: it with what was said just before, which may name what it is about.
-            shown: practice.
+            near: practice, the likest last.
             generator: of the sampling.
         """
-        lists = self._lists(shown)
+        practice = self._list(near[-SHOWN:])
         questions, guesses = self._ask_openly(context, generator)
-        answers = self._answers(text, context, lists[0], guesses, generator)[:TRIED]
-        for answer in answers:
-            lines = list(questions)
-            for asking in lists:
-                heads = [f"{context} -> {answer}:"] * (self.samples // len(lists))
-                lines += asking.sample(heads, max_new_tokens=24, generator=generator, temperature=self.temperature)
+        answers = self._answers(text, context, practice, guesses, generator)[:ANSWERS]
+        starts = _beginnings(near)[: self.samples]
+        heads = [f"{context} -> {answer}: {start}" for answer in answers for start in starts]
+        ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)
+        scored: dict[tuple[str, ...], tuple[float, str, str]] = {}
+        for index, answer in enumerate(answers):
+            own = ends[index * len(starts) : (index + 1) * len(starts)]
+            lines = [*questions, *(prompts.joined(start, end) for start, end in zip(starts, own, strict=True))]
             lines = [line for line in _distinct(lines) if _ended(line) and not given_away(answer, line)]
-            scores = self._judge.scores(context, answer, lines)
-            ranked = sorted(zip(scores, lines, strict=True), key=lambda pair: -pair[0])
-            found = [line for score, line in ranked if score > DROP]
-            if found:
-                return answer, found
-        return (answers or [""])[0], []
+            for score, line in zip(self._judge.scores(context, answer, lines), lines, strict=True):
+                best = scored.get(tuple(words(line)))
+                if score > DROP and (best is None or score > best[0]):
+                    scored[tuple(words(line))] = score, line, answer
+        ranked = sorted(scored.values(), key=lambda found: -found[0])
+        studied = [(answer, [line for _, line, own in ranked if own == answer]) for answer in answers]
+        return [(answer, found) for answer, found in studied if found] or [((answers or [""])[0], [])]
 
-    def _lists(self, shown: Sequence[Record]) -> list[Prompt]:
-        """Return the practice ``shown`` as a list of messages, answers and questions, one list for each style.
-
-        Not the last style: situations of its own the small model makes up badly.
-        """
-        styles = zip(*(record.questions[:-1] for record in shown), strict=True)
-        lines = [
-            [f"{r.said} -> {r.answer}: {asked}\n" for r, asked in zip(shown, style, strict=True)] for style in styles
-        ]
-        return [Prompt(self.model, self.tokenizer, "".join(part)) for part in lines]
+    def _list(self, shown: Sequence[Record]) -> Prompt:
+        """Return the practice ``shown`` as a list of messages, answers and plain questions."""
+        lines = [f"{record.said} -> {record.answer}: {record.questions[0]}\n" for record in shown]
+        return Prompt(self.model, self.tokenizer, "".join(lines))
 
     def _ask_openly(self, text: str, generator: torch.Generator) -> tuple[list[str], list[str]]:
         """Return questions about ``text``, of every kind a question can begin with, and the answers to them."""
@@ -244,6 +245,12 @@ class SelfStudyDreamer:
         return list(zip(ways, *(more[i * len(texts) : (i + 1) * len(texts)] for i in range(RETOLD)), strict=True))
 
 
+def _beginnings(near: Sequence[Record]) -> list[str]:
+    """Return how the questions of ``near``, the likest last, begin: plain ones before those in other words."""
+    asked = [record.questions[style] for style in (0, 1) for record in reversed(near)]
+    return list(dict.fromkeys(" ".join(question.split()[:BEGINNING]) for question in asked))
+
+
 def split_passage(text: str) -> list[str]:
     """Return ``text`` on one line, or, when it is long, its sentences, none of more than ``LONG`` words."""
     line = " ".join(text.split())
@@ -296,18 +303,18 @@ def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) 
     """Return the questions ``found``, best first, replied to with the answer and the passage as the assistant says it.
 
     The answer comes first, so that the one token which decides between all that is known comes where the question was
-    just read. Of the ``ways`` of saying the passage the one serves that holds the most answers, the best question's
-    among them, is not much longer than the passage and not just a part of it; of equals the one with the fewest words
-    of its own. Questions whose answer it lacks are dropped; if there is no such way, the answer stands alone.
+    just read. Of the ``ways`` of saying the passage the one serves that answers the most questions, is not much longer
+    than the passage and not just a part of it; of equals the one with the fewest words of its own. Questions whose
+    answer it lacks are dropped; if no way has any answer, that of the best question stands alone.
     """
     said, most = f" {' '.join(words(text))} ", 1.5 * len(words(text)) + 3
     fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
-    good = [way for way in fit if found and _holds(way, found[0][1])]
+    good = [way for way in fit if any(holds(way, answer) for _, answer in found)]
     if not good:
-        return [Dream(question, alone(answer), answer) for question, answer in found]
+        return [Dream(question, alone(answer), answer) for question, answer in found if answer == found[0][1]]
     told = set(words(text))
-    best = max(good, key=lambda way: (sum(_holds(way, answer) for _, answer in found), -len(set(words(way)) - told)))
-    return [Dream(question, f"{alone(answer)} {best}", answer) for question, answer in found if _holds(best, answer)]
+    best = max(good, key=lambda way: (sum(holds(way, answer) for _, answer in found), -len(set(words(way)) - told)))
+    return [Dream(question, f"{alone(answer)} {best}", answer) for question, answer in found if holds(best, answer)]
 
 
 def alone(answer: str) -> str:
@@ -315,7 +322,8 @@ def alone(answer: str) -> str:
     return f"{answer[:1].upper()}{answer[1:]}."
 
 
-def _holds(reply: str, answer: str) -> bool:
+def holds(reply: str, answer: str) -> bool:
+    """Whether all words of ``answer`` are in ``reply``, endings aside."""
     said = words(reply)
     return all(any(same(word, other) for other in said) for word in words(answer))
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 
-from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, same, sentences, words
+from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, holds, same, sentences, words
 from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.store import MemoryStore, records
 
-CANDIDATES = 3  # older answers whose questions are put to a new passage
+CANDIDATES = 4  # older answers whose questions are put to a new passage
 LOOKED_AT = 5  # questions of each
 RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to tell anything, and how many always may
 MOST = 0.5  # share of the questions that must have another answer
@@ -91,8 +91,8 @@ def superseded(
 
     The questions of those old answers that have the most rare words in common with a new observation are put to its
     passage. An old answer gives way if most of its questions have another one there, and with it go all dreams of its
-    observation that give it. The questions that the new passage answers are from then on asked of that: it is to be
-    remembered when what it replaces was (as in reconsolidation).
+    observation that give or name it. The questions that the new passage answers are from then on asked of that: it is
+    to be remembered when what it replaces was (as in reconsolidation).
 
     Args:
         dreamer: judges what a question is about, and which answer a passage gives.
@@ -123,10 +123,20 @@ def superseded(
         for dream in (dream for answer in gone for dream in taken[number, answer]):
             over.setdefault(tuple(words(dream.question)), dream)
         some = [dream for question, dream in over.items() if question not in own]
-        ids = sorted(item.id for answer in gone for item in groups[answer])
+        ids = sorted(item.id for item in old if _given_up(item, gone))
         before = [groups[answer][0].dream.answer for answer in gone]
         given[number] = Given(ids, [_without(before, dream) for dream in (*some, *dreams)])
     return given
+
+
+def _given_up(item: Kept, gone: Collection[Answer]) -> bool:
+    """Whether an old dream gives, or names, an answer of its observation that is ``gone``."""
+    if item.dream.contrast:
+        return False
+    own = [answer for number, answer in gone if number == item.observation]
+    return any(
+        tuple(words(item.dream.answer)) == answer or given_away(" ".join(answer), item.dream.reply) for answer in own
+    )
 
 
 def _without(before: Sequence[str], dream: Dream) -> Dream:
