@@ -134,9 +134,8 @@ def _given_up(item: Kept, gone: Collection[Answer]) -> bool:
     if item.dream.contrast:
         return False
     own = [answer for number, answer in gone if number == item.observation]
-    return any(
-        tuple(words(item.dream.answer)) == answer or given_away(" ".join(answer), item.dream.reply) for answer in own
-    )
+    said, reply = tuple(words(item.dream.answer)), item.dream.reply
+    return any(answer == said or holds(reply, " ".join(answer)) for answer in own)
 
 
 def _without(before: Sequence[str], dream: Dream) -> Dream:
