@@ -54,11 +54,10 @@ class _Marks:
     known: float
     prior: float
     about: float
-    own: float
     fluency: float
 
 
-def _marks(asked: int, seen: Tensor, blank: Tensor, back: Tensor) -> _Marks:
+def _marks(asked: int, seen: Tensor, blank: Tensor) -> _Marks:
     """Read the log-likelihoods of a question's ``asked`` tokens and of its answer's after them."""
     question = seen[:asked].sum()
     return _Marks(
@@ -66,7 +65,6 @@ def _marks(asked: int, seen: Tensor, blank: Tensor, back: Tensor) -> _Marks:
         known=float(seen[asked:].sum()),
         prior=float(blank[asked:].sum()),
         about=float(question - blank[:asked].sum()),
-        own=float(question - back.sum()),
         fluency=float(question) / asked,
     )
 
@@ -100,16 +98,17 @@ class Judge:
         both = [torch.cat([question, encode(self.tokenizer, f" {answer}.")]) for question in asked]
         seen = self._likelihoods(Prompt(self.model, self.tokenizer, prompts.ASKED + text), both)
         blank = self._likelihoods(self._blank, both)
-        back = self._likelihoods(Prompt(self.model, self.tokenizer, prompts.ASKED_BACK + text), asked)
         marks = [
-            _marks(len(question), *rows)
-            for question, rows in zip(asked, zip(seen, blank, back, strict=True), strict=True)
+            _marks(len(question), *rows) for question, rows in zip(asked, zip(seen, blank, strict=True), strict=True)
         ]
-        passing = {index: mark for index, mark in enumerate(marks) if self._passes(mark)}
-        elsewhere = self._elsewhere([asked[index] for index in passing])
-        for index, other in zip(list(passing), elsewhere, strict=True):
-            if marks[index].asked - other < self.criteria.aboutness:
-                del passing[index]
+        told = [index for index, mark in enumerate(marks) if self._told(mark)]
+        back = self._back(text, [asked[index] for index in told])
+        own = [i for i, other in zip(told, back, strict=True) if marks[i].asked - other >= self.criteria.own]
+        elsewhere = self._elsewhere([asked[index] for index in own])
+        about = [
+            i for i, other in zip(own, elsewhere, strict=True) if marks[i].asked - other >= self.criteria.aboutness
+        ]
+        passing = {index: marks[index] for index in about}
         known = max((mark.known for mark in passing.values()), default=0.0)
         prior = max((mark.prior for mark in passing.values()), default=0.0)
         scores = [DROP] * len(marks)
@@ -117,10 +116,16 @@ class Judge:
             scores[index] = self._score(mark, mark.known - known, mark.prior - prior)
         return scores
 
-    def _passes(self, mark: _Marks) -> bool:
+    def _told(self, mark: _Marks) -> bool:
         need, support = self.criteria, mark.known - mark.prior
-        told = mark.about >= need.aboutness and support >= need.support
-        return told and mark.own >= need.own and mark.known >= need.least
+        return mark.about >= need.aboutness and support >= need.support and mark.known >= need.least
+
+    def _back(self, text: str, asked: Sequence[Tensor]) -> list[float]:
+        """Return how likely each question is after the passage where the one who was told asks back."""
+        if not asked:
+            return []
+        prompt = Prompt(self.model, self.tokenizer, prompts.ASKED_BACK + text)
+        return [float(row.sum()) for row in self._likelihoods(prompt, asked)]
 
     def _elsewhere(self, asked: Sequence[Tensor]) -> list[float]:
         """Return how likely each question is after the passage about something else that makes it likeliest."""
