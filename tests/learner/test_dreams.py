@@ -15,6 +15,7 @@ from everlearn.learner.dreams import (
     Dream,
     SelfStudyDreamer,
     _beginnings,
+    _different,
     _echoes,
     split_passage,
     words,
@@ -168,9 +169,16 @@ def test_two_things_of_a_passage_are_asked_for_each_with_the_questions_it_fits_b
     assert asked == {"Nils": ["Who is fed?"], "Ada": ["Who feeds?", "Which one?", "What is it?"]}
     assert {"Our what feeds dear Nils?", "Our Ada feeds dear what?"} < {dream.question for dream in got if dream.echo}
     assert {dream.reply for dream in got} == {"Nils. Your Ada feeds dear Nils.", "Ada. Your Ada feeds dear Nils."}
+    script.ways = ["Your Ada feeds a cat.", "Ada feeds dear Nils, Ada, Ada and Ada."]
+    assert {dream.reply.partition(". ")[2] for dream in run(dreamer, passage)[0] if dream.answer} == {script.ways[1]}
     script.ways = ["You feed dear Nils."]
     got = [dream for dream in run(dreamer, passage)[0] if not dream.contrast]
     assert {dream.reply for dream in got} == {"Nils. You feed dear Nils."}, "what cannot be told is not learned"
+
+
+def test_a_second_answer_is_another_thing():
+    answers = ["dear Nils", "Nils", "my dear Nils", "the dear", "Ada", "the Ada"]
+    assert _different(answers) == ["dear Nils", "the dear", "Ada"]
 
 
 def test_questions_begin_as_those_of_practice_do():

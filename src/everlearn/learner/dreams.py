@@ -151,7 +151,7 @@ class SelfStudyDreamer:
         """
         practice = self._list(near[-SHOWN:])
         questions, guesses = self._ask_openly(context, generator)
-        answers = self._answers(text, context, practice, guesses, generator)[:ANSWERS]
+        answers = _different(self._answers(text, context, practice, guesses, generator))[:ANSWERS]
         starts = _beginnings(near)[: self.samples]
         heads = [f"{context} -> {answer}: {start}" for answer in answers for start in starts]
         ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)
@@ -245,6 +245,18 @@ class SelfStudyDreamer:
         return list(zip(ways, *(more[i * len(texts) : (i + 1) * len(texts)] for i in range(RETOLD)), strict=True))
 
 
+def _different(answers: Sequence[str]) -> list[str]:
+    """Return those ``answers`` that are no part of one before them, and have none for a part."""
+    kept: list[set[str]] = []
+    found = []
+    for answer in answers:
+        own = set(words(answer))
+        if not any(own <= other or other <= own for other in kept):
+            kept.append(own)
+            found.append(answer)
+    return found
+
+
 def _beginnings(near: Sequence[Record]) -> list[str]:
     """Return how the questions of ``near``, the likest last, begin: plain ones before those in other words."""
     asked = [record.questions[style] for style in (0, 1) for record in reversed(near)]
@@ -303,9 +315,9 @@ def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) 
     """Return the questions ``found``, best first, replied to with the answer and the passage as the assistant says it.
 
     The answer comes first, so that the one token which decides between all that is known comes where the question was
-    just read. Of the ``ways`` of saying the passage the one serves that answers the most questions, is not much longer
-    than the passage and not just a part of it; of equals the one with the fewest words of its own. Questions whose
-    answer it lacks are dropped; if no way has any answer, that of the best question stands alone.
+    just read. Of the ``ways`` of saying the passage, not much longer than it and not just a part of it, the one serves
+    that holds the best question's answer and answers the most questions; of equals the one with the fewest words of its
+    own. Questions whose answer it lacks are dropped; if no way has any answer, that of the best question stands alone.
     """
     said, most = f" {' '.join(words(text))} ", 1.5 * len(words(text)) + 3
     fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
@@ -313,7 +325,14 @@ def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) 
     if not good:
         return [Dream(question, alone(answer), answer) for question, answer in found if answer == found[0][1]]
     told = set(words(text))
-    best = max(good, key=lambda way: (sum(holds(way, answer) for _, answer in found), -len(set(words(way)) - told)))
+    best = max(
+        good,
+        key=lambda way: (
+            holds(way, found[0][1]),
+            sum(holds(way, answer) for _, answer in found),
+            -len(set(words(way)) - told),
+        ),
+    )
     return [Dream(question, f"{alone(answer)} {best}", answer) for question, answer in found if holds(best, answer)]
 
 
