@@ -11,9 +11,12 @@ import torch
 from everlearn.learner import prompts
 from everlearn.learner.dreams import (
     LONG,
+    NEAR,
     OPEN,
+    SHOWN,
     Dream,
     SelfStudyDreamer,
+    _answered,
     _beginnings,
     _different,
     _echoes,
@@ -59,6 +62,8 @@ class Script:
         monkeypatch.setattr(prompts, "ASKING", ("What",))
         judged = lambda text, answer, questions: [self.scores.get(q, 1.0) for q in questions]  # noqa: E731
         monkeypatch.setattr(dreamer._judge, "scores", judged)
+        # of two answers the first has all questions
+        monkeypatch.setattr(dreamer._judge, "rather", lambda passages, questions, ones, others: [1.0] * len(ones))
 
     @staticmethod
     def _turn(lines: list[str], index: int) -> str:
@@ -156,24 +161,65 @@ def test_what_no_question_asks_for_is_not_learned_beside_what_some_do(dreamer, s
     assert {dream.answer for dream in run(dreamer, passage)[0]} == {"My wife"}
 
 
-def test_two_things_of_a_passage_are_asked_for_each_with_the_questions_it_fits_better(dreamer, script, monkeypatch):
+def test_two_things_of_a_passage_are_asked_for_each_with_its_own_questions(dreamer, script, monkeypatch):
     passage = "Our Ada feeds dear Nils."
     script.open, script.guesses, script.ways = ["What is it? Ada."], ["Nils"], ["Your Ada feeds dear Nils."]
     script.lines = ["Who is fed?", "Who feeds?", "Which one?"]
-    fits = {("Nils", "Who is fed?"): 3.0, ("Ada", "Who is fed?"): 1.0, ("Ada", "Which one?"): 2.0}
-    fits |= {("Ada", "Who feeds?"): 4.0, ("Nils", "Who feeds?"): DROP, ("Nils", "What is it?"): DROP}
+    fits = {("Ada", "Who feeds?"): 4.0, ("Nils", "Who feeds?"): DROP, ("Nils", "What is it?"): DROP}
     scores = lambda text, answer, questions: [fits.get((answer, question), 0.5) for question in questions]  # noqa: E731
     monkeypatch.setattr(dreamer._judge, "scores", scores)
+
+    def rather(passages, questions, ones, others):
+        assert set(passages) == {passage}
+        fed = [question == "Who is fed?" for question in questions]
+        return [2.0 if (one == "Nils") == asks else -2.0 for one, asks in zip(ones, fed, strict=True)]
+
+    monkeypatch.setattr(dreamer._judge, "rather", rather)
     got = [dream for dream in run(dreamer, passage)[0] if not dream.contrast]
-    asked = {answer: [d.question for d in got if d.answer == answer and not d.echo] for answer in ("Nils", "Ada")}
-    assert asked == {"Nils": ["Who is fed?"], "Ada": ["Who feeds?", "Which one?", "What is it?"]}
+    asked = {answer: {d.question for d in got if d.answer == answer and not d.echo} for answer in ("Nils", "Ada")}
+    assert asked == {"Nils": {"Who is fed?"}, "Ada": {"Who feeds?", "Which one?", "What is it?"}}
     assert {"Our what feeds dear Nils?", "Our Ada feeds dear what?"} < {dream.question for dream in got if dream.echo}
     assert {dream.reply for dream in got} == {"Nils. Your Ada feeds dear Nils.", "Ada. Your Ada feeds dear Nils."}
-    script.ways = ["Your Ada feeds a cat.", "Ada feeds dear Nils, Ada, Ada and Ada."]
-    assert {dream.reply.partition(". ")[2] for dream in run(dreamer, passage)[0] if dream.answer} == {script.ways[1]}
-    script.ways = ["You feed dear Nils."]
-    got = [dream for dream in run(dreamer, passage)[0] if not dream.contrast]
-    assert {dream.reply for dream in got} == {"Nils. You feed dear Nils."}, "what cannot be told is not learned"
+
+
+@pytest.mark.parametrize(
+    ("ways", "replies"),
+    [
+        (["He works as a taxidermist.", "Your Quentin is one."], ["Quentin. Your Quentin is one."]),  # the best first
+        (["Quentin stuffs, a taxidermist.", "Your Quentin is one."], ["Quentin. {}", "Taxidermist. {}"]),  # the most
+        (["He works as a taxidermist."], ["Quentin.", "Taxidermist. {}"]),  # it is not lost to another
+        (["He works."], ["Quentin."]),
+    ],
+)
+def test_the_best_answer_is_told_however_the_passage_can_be_said(ways, replies):
+    found = [("Who?", "Quentin"), ("What?", "taxidermist"), ("Which?", "taxidermist")]
+    got = [dream.reply for dream in _answered("My brother-in-law Quentin is a taxidermist.", found, ways)]
+    assert list(dict.fromkeys(got)) == [reply.format(ways[0]) for reply in replies]
+
+
+def test_what_is_asked_begins_as_the_questions_of_the_likest_practice_do(dreamer, monkeypatch):
+    near = dreamer._practice.nearest([CAT], NEAR)[0]
+    lists, heads = [], []
+
+    class Said:
+        def __init__(self, model, tokenizer, text):
+            lists.append(text)
+
+        def sample(self, tails, **options):
+            heads.extend(tail for tail in tails if not tail.endswith("->"))
+            return [" Nils" if tail.endswith("->") else " Nils is called?" for tail in tails]
+
+        def log_likelihood(self, tails, targets):
+            return [torch.tensor([-9.0]) for _ in targets]
+
+    monkeypatch.setattr("everlearn.learner.dreams.Prompt", Said)
+    monkeypatch.setattr(dreamer._asking, "sample", lambda tails, **options: ["is it? Nils." for _ in tails])
+    monkeypatch.setattr(dreamer._judge, "scores", lambda text, answer, questions: [DROP for _ in questions])
+    dreamer._study(CAT, CAT, near, torch.Generator())
+    assert lists == ["".join(f"{r.said} -> {r.answer}: {r.questions[0]}\n" for r in near[-SHOWN:])]
+    assert heads == [f"{CAT} -> Nils: {start}" for start in _beginnings(near)[: dreamer.samples]]
+    first = " ".join(near[-1].questions[0].split()[:2])
+    assert heads[0] == f"{CAT} -> Nils: {first}"
 
 
 def test_a_second_answer_is_another_thing():

@@ -9,7 +9,7 @@ import torch
 
 from everlearn.learner.dreams import Dream
 from everlearn.learner.judging import NEUTRAL
-from everlearn.learner.night import Kept, choose_replay, kept_dreams, superseded
+from everlearn.learner.night import Kept, choose_replay, holding, kept_dreams, superseded
 from everlearn.learner.store import MemoryStore
 
 
@@ -62,11 +62,17 @@ def test_what_is_told_later_takes_the_answer_and_its_questions_over():
     assert dreams == [replace(mine, question="Who barks at my puppy?", taken=2)]
 
 
-def test_what_names_an_answer_goes_with_it():
-    other = Kept(5, 7, Dream("Whose puppy is it?", "Mine. My puppy is Rex.", "Mine"), "my puppy is Rex")
-    elsewhere = Kept(6, 8, Dream("Which king do I like?", "Rex.", "Rex"), "I like king Rex")
-    ids, _ = given(Judge(), "my puppy is now called Maxi", [*OLD, other, elsewhere])
-    assert ids == [1, 2, 5], "of the same observation"
+def test_what_else_was_said_does_not_name_what_gave_way():
+    name = Dream("Who is our daughter?", "Tamsin. You have a daughter, Tamsin, who is seven.", "Tamsin")
+    age = Dream("How old is she?", "Seven. You have a daughter, Tamsin, who is seven.", "seven")
+    miss = Dream("Who else is seven?", "Lily is seven.", "")
+    said = "We have one daughter, Tamsin, and she's seven"
+    old = [Kept(number, 7, dream, said) for number, dream in enumerate((name, age, miss), 1)]
+    old.append(Kept(4, 8, Dream("How many cats?", "Seven. You have seven cats.", "seven"), "we have seven cats"))
+    assert holding(old, []) == old
+    first, *others = holding(old, [2])
+    assert first == replace(old[0], dream=replace(name, reply="Tamsin."))
+    assert others == [old[2], old[3]]
 
 
 def test_an_answer_that_was_not_dreamt_stands_alone():

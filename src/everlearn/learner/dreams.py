@@ -10,6 +10,7 @@ What is learned as the reply is the answer, and the passage as the assistant wou
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -141,7 +142,7 @@ class SelfStudyDreamer:
     ) -> list[tuple[str, list[str]]]:
         """Return what is new in ``text``, the best first, each with the questions that it answers, best first.
 
-        Without any question there is one answer, if the model finds any; a question with two has the fitter one.
+        Without any question there is one answer, if the model finds any; of two a question has the likelier one.
 
         Args:
             text: what is to be learned; the answer is in its words.
@@ -155,18 +156,30 @@ class SelfStudyDreamer:
         starts = _beginnings(near)[: self.samples]
         heads = [f"{context} -> {answer}: {start}" for answer in answers for start in starts]
         ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)
-        scored: dict[tuple[str, ...], tuple[float, str, str]] = {}
+        found: list[dict[str, float]] = []  # of each answer: its questions and their scores
         for index, answer in enumerate(answers):
             own = ends[index * len(starts) : (index + 1) * len(starts)]
             lines = [*questions, *(prompts.joined(start, end) for start, end in zip(starts, own, strict=True))]
             lines = [line for line in _distinct(lines) if _ended(line) and not given_away(answer, line)]
-            for score, line in zip(self._judge.scores(context, answer, lines), lines, strict=True):
-                best = scored.get(tuple(words(line)))
-                if score > DROP and (best is None or score > best[0]):
-                    scored[tuple(words(line))] = score, line, answer
-        ranked = sorted(scored.values(), key=lambda found: -found[0])
-        studied = [(answer, [line for _, line, own in ranked if own == answer]) for answer in answers]
-        return [(answer, found) for answer, found in studied if found] or [((answers or [""])[0], [])]
+            scores = self._judge.scores(context, answer, lines)
+            found.append({line: score for line, score in zip(lines, scores, strict=True) if score > DROP})
+        self._part(context, answers, found)
+        ranked = [sorted(some, key=lambda line: -some[line]) for some in found]
+        studied = [(answer, lines) for answer, lines in zip(answers, ranked, strict=True) if lines]
+        return studied or [((answers or [""])[0], [])]
+
+    def _part(self, context: str, answers: Sequence[str], found: Sequence[dict[str, float]]) -> None:
+        """Leave a question that two answers have, in place, to the one that ``context`` gives rather."""
+        for one, other in itertools.combinations(range(len(answers)), 2):
+            theirs = {tuple(words(line)): line for line in found[other]}
+            both = [(line, theirs[tuple(words(line))]) for line in found[one] if tuple(words(line)) in theirs]
+            asked = [line for line, _ in both]
+            pair = [answers[one]] * len(both), [answers[other]] * len(both)
+            for (mine, its), rather in zip(both, self.rather([context] * len(both), asked, *pair), strict=True):
+                if rather > 0:
+                    del found[other][its]
+                else:
+                    del found[one][mine]
 
     def _list(self, shown: Sequence[Record]) -> Prompt:
         """Return the practice ``shown`` as a list of messages, answers and plain questions."""
@@ -317,23 +330,24 @@ def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) 
     The answer comes first, so that the one token which decides between all that is known comes where the question was
     just read. Of the ``ways`` of saying the passage, not much longer than it and not just a part of it, the one serves
     that holds the best question's answer and answers the most questions; of equals the one with the fewest words of its
-    own. Questions whose answer it lacks are dropped; if no way has any answer, that of the best question stands alone.
+    own. Of the questions whose answer it lacks those with the best question's are replied to with that alone.
     """
     said, most = f" {' '.join(words(text))} ", 1.5 * len(words(text)) + 3
     fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
-    good = [way for way in fit if any(holds(way, answer) for _, answer in found)]
-    if not good:
-        return [Dream(question, alone(answer), answer) for question, answer in found if answer == found[0][1]]
     told = set(words(text))
-    best = max(
-        good,
-        key=lambda way: (
-            holds(way, found[0][1]),
-            sum(holds(way, answer) for _, answer in found),
-            -len(set(words(way)) - told),
-        ),
-    )
-    return [Dream(question, f"{alone(answer)} {best}", answer) for question, answer in found if holds(best, answer)]
+
+    def merit(way: str) -> tuple[bool, int, int]:
+        return holds(way, best), sum(holds(way, answer) for _, answer in found), -len(set(words(way)) - told)
+
+    best = found[0][1] if found else ""
+    way = max((way for way in fit if any(holds(way, answer) for _, answer in found)), key=merit, default="")
+    made = []
+    for question, answer in found:
+        if holds(way, answer):
+            made.append(Dream(question, f"{alone(answer)} {way}", answer))
+        elif answer == best:
+            made.append(Dream(question, alone(answer), answer))
+    return made
 
 
 def alone(answer: str) -> str:

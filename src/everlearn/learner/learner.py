@@ -19,7 +19,7 @@ from everlearn.learner.chat import Message, stream_reply
 from everlearn.learner.consolidation import Consolidator, Objective, Optimizer, Report, Schedule, adamw
 from everlearn.learner.dreams import Dream, Dreamer, SelfStudyDreamer
 from everlearn.learner.journal import diff_nights, find_observations
-from everlearn.learner.night import Kept, before_knowing, choose_replay, kept_dreams, relearned, superseded
+from everlearn.learner.night import Kept, before_knowing, choose_replay, holding, kept_dreams, relearned, superseded
 from everlearn.learner.sampling import encode
 from everlearn.learner.selection import Judgement, Selector, SurpriseSelector
 from everlearn.learner.slots import SlotConsolidator
@@ -217,7 +217,7 @@ class Learner:
             givers = {number for taken in given.values() for number in taken.ids}
             lost = tuple(sorted({item.observation for item in old if item.id in givers}))
             metrics = {"superseded": {str(key): taken.ids for key, taken in given.items() if taken.ids}}
-            left = [item for item in old if item.id not in givers]
+            left = holding(old, givers)
             new = {key: found.dreams for key, found in given.items()}
             report, night = self._consolidate(new, left, lost, generator, metrics, dismissed)
         else:

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 
-from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, holds, same, sentences, words
+from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, same, sentences, words
 from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.store import MemoryStore, records
 
-CANDIDATES = 4  # older answers whose questions are put to a new passage
-LOOKED_AT = 5  # questions of each
+CANDIDATES = 3  # older observations whose questions are put to a new passage
+LOOKED_AT = 4  # questions of each of its answers
 RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to tell anything, and how many always may
 MOST = 0.5  # share of the questions that must have another answer
 ABOUT = 4.0  # nats by which the new passage must make a question likelier
@@ -67,11 +67,21 @@ def kept_dreams(store: MemoryStore, without: Iterable[int] = (), night: int | No
     rows = {row.id: row for row in store.dreams()}
     kept = []
     for row in rows.values():
-        question = None if row.id in dropped else _question(row, rows, gone)
+        question = _question(row, rows, gone)
         if question is not None:
             dream = Dream(**{**row.payload, "question": question})
             kept.append(Kept(row.id, row.observation, dream, history[row.observation].text))
-    return kept
+    return holding(kept, dropped)
+
+
+def holding(dreams: Sequence[Kept], dropped: Collection[int]) -> list[Kept]:
+    """Return the ``dreams`` without those ``dropped``; what else their observations say does not name their answers."""
+    before: dict[int, list[str]] = {}
+    for item in dreams:
+        if item.id in dropped:
+            before.setdefault(item.observation, []).append(item.dream.answer)
+    left = [item for item in dreams if item.id not in dropped]
+    return [replace(item, dream=_without(before.get(item.observation, ()), item.dream)) for item in left]
 
 
 def _question(row: records.Dream, rows: Mapping[int, records.Dream], gone: Collection[int]) -> str | None:
@@ -91,8 +101,8 @@ def superseded(
 
     The questions of those old answers that have the most rare words in common with a new observation are put to its
     passage. An old answer gives way if most of its questions have another one there, and with it go all dreams of its
-    observation that give or name it. The questions that the new passage answers are from then on asked of that: it is
-    to be remembered when what it replaces was (as in reconsolidation).
+    observation that give it. The questions that the new passage answers are from then on asked of that: it is to be
+    remembered when what it replaces was (as in reconsolidation).
 
     Args:
         dreamer: judges what a question is about, and which answer a passage gives.
@@ -109,7 +119,8 @@ def superseded(
     for (number, _), items in groups.items():
         told.add(number, [items[0].said])
         inquired.add(number, _questions(item.dream for item in items))
-    pairs = [(number, answer) for number, (text, _) in new.items() for answer in _alike(text, plain, told)]
+    asked_for = [answer for answer, some in plain.items() if some]
+    pairs = [(number, answer) for number, (text, _) in new.items() for answer in _alike(text, asked_for, told)]
     asked = [(number, answer, item) for number, answer in pairs for item in plain[answer]]
     taken: dict[tuple[int, Answer], list[Dream]] = {}
     for (number, answer, item), found in zip(asked, _answers(dreamer, new, asked, inquired), strict=True):
@@ -123,19 +134,10 @@ def superseded(
         for dream in (dream for answer in gone for dream in taken[number, answer]):
             over.setdefault(tuple(words(dream.question)), dream)
         some = [dream for question, dream in over.items() if question not in own]
-        ids = sorted(item.id for item in old if _given_up(item, gone))
+        ids = sorted(item.id for answer in gone for item in groups[answer])
         before = [groups[answer][0].dream.answer for answer in gone]
         given[number] = Given(ids, [_without(before, dream) for dream in (*some, *dreams)])
     return given
-
-
-def _given_up(item: Kept, gone: Collection[Answer]) -> bool:
-    """Whether an old dream gives, or names, an answer of its observation that is ``gone``."""
-    if item.dream.contrast:
-        return False
-    own = [answer for number, answer in gone if number == item.observation]
-    said, reply = tuple(words(item.dream.answer)), item.dream.reply
-    return any(answer == said or holds(reply, " ".join(answer)) for answer in own)
 
 
 def _without(before: Sequence[str], dream: Dream) -> Dream:
@@ -176,14 +178,15 @@ class _Words:
         return [numbers for numbers in found if len(numbers) <= max(FEW, RARE * len(self._numbers))]
 
 
-def _alike(text: str, groups: Iterable[Answer], told: _Words) -> list[Answer]:
-    """Return the old answers of those observations that share the most rare words with ``text``."""
+def _alike(text: str, answers: Sequence[Answer], told: _Words) -> list[Answer]:
+    """Return the old ``answers`` of those observations that share the most rare words with ``text``."""
     shared: dict[int, float] = {}
     for numbers in told.rare(text):
         for number in numbers:
             shared[number] = shared.get(number, 0.0) + 1 / len(numbers)
-    found = [answer for answer in groups if answer[0] in shared]
-    return sorted(found, key=lambda answer: -shared[answer[0]])[:CANDIDATES]
+    known = dict.fromkeys(number for number, _ in answers if number in shared)
+    nearest = sorted(known, key=lambda number: -shared[number])[:CANDIDATES]
+    return [answer for number in nearest for answer in answers if answer[0] == number]
 
 
 def _answers(

@@ -37,8 +37,9 @@ class Prompt:
     @torch.no_grad()
     def _cache(self, batch: int) -> DynamicCache:
         if self._filled is None:
-            self._filled = DynamicCache()
-            self.model(input_ids=self.ids[None], past_key_values=self._filled, use_cache=True, logits_to_keep=1)
+            filled = DynamicCache()
+            self.model(input_ids=self.ids[None], past_key_values=filled, use_cache=True, logits_to_keep=1)
+            self._filled = filled
         cache = copy.deepcopy(self._filled)
         cache.batch_repeat_interleave(batch)
         return cache
