@@ -19,4 +19,5 @@ def test_a_point_moves_the_memory_that_the_model_reads(tmp_path, monkeypatch):
         move(learner, torch.tensor(1.5), shut=0.5, begin=0.3, go_on=0.6)
         read = [m for c in continua(learner.model).values() for m in c.memories if isinstance(m, SlotMemory)]
         assert [(memory.asked, memory.spoken) for memory in read] == [(0.3, 0.6)]
-        assert learner._weights.gate.bias == 1.5 - 4.0 * 0.5
+        gates = [m.gate for c in continua(learner.model).values() for m in c.memories if getattr(m, "opens", False)]
+        assert [gate.bias for gate in gates] == [1.5 - 4.0 * 0.5]

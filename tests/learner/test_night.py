@@ -9,7 +9,7 @@ import torch
 
 from everlearn.learner.dreams import Dream
 from everlearn.learner.judging import NEUTRAL
-from everlearn.learner.night import Kept, choose_replay, holding, kept_dreams, superseded
+from everlearn.learner.night import CANDIDATES, Kept, _alike, _Words, choose_replay, holding, kept_dreams, superseded
 from everlearn.learner.store import MemoryStore
 
 
@@ -198,6 +198,12 @@ def test_something_else_is_not_even_compared():
     judge = Judge()
     assert given(judge, "we bought a boat", OLD, dream("Where did we buy the boat?", "you bought a boat"))[0] == []
     assert judge.asked == []
+
+
+def test_observations_are_compared_with_all_their_answers():
+    told = _Words({number: ["my red boat"] for number in range(1, CANDIDATES + 2)})
+    answers = [(number, (word,)) for number in range(1, CANDIDATES + 2) for word in ("red", "boat")]
+    assert _alike("a red boat", answers, told) == answers[: 2 * CANDIDATES]
 
 
 def test_rare_words_decide_what_is_compared():

@@ -292,6 +292,18 @@ def test_padding_says_nothing_and_nothing_goes_on_behind_it():
             close(got[:, pads:], whole(model, ids))
 
 
+def test_a_reply_goes_on_across_padding():
+    """As between a beginning that prompts share and their ends, which are padded on the left."""
+    model = talkative()
+    mask = torch.cat([torch.ones(16, 6), torch.zeros(16, 2), torch.ones(16, 6)], 1).long()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    _, cache = by_token(model, IDS[:, :6], None)
+    with torch.no_grad():
+        ids = torch.cat([IDS[:, :2], IDS[:, 6:]], 1)
+        got = model(input_ids=ids, attention_mask=mask, position_ids=positions[:, 6:], past_key_values=cache).logits
+    close(got[:, 2:], whole(model, IDS)[:, 6:])
+
+
 def test_tokens_that_the_memory_missed_are_nobodys():
     """It was empty, or the base read them: what comes then goes on with nothing."""
     model = talkative()
@@ -339,6 +351,23 @@ def test_outside_of_a_model_nothing_is_carried():
     close(got, whole(model, IDS)[:, 6:])
 
 
+def test_what_was_broken_off_is_no_part_of_what_runs_outside(monkeypatch):
+    """Hooks do not see a keyboard interrupt."""
+    model = talkative()
+    split = SplitModel(model)
+    acts = split.trunk(IDS[:, :6])
+    expected = split.upper(acts)
+
+    def stop(module, args):
+        raise KeyboardInterrupt
+
+    hook = continua(model)[3].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        model(input_ids=IDS[:3, :4], attention_mask=torch.zeros(3, 4))
+    hook.remove()
+    close(split.upper(acts), expected)
+
+
 def test_a_stream_goes_on_where_it_was_saved():
     level = Level("fast", 4)
     make = {"fast": lambda size: ResidualMemory(size, 4), "slow": slot_memories(below=True)}
@@ -367,6 +396,9 @@ def test_generation_is_that_of_whole_passes(how):
     ids = torch.randint(0, VOCAB, (2, 5), generator=torch.Generator().manual_seed(4))
     options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None, **how}
     made = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    for pads in (IDS[:2, :3], IDS[4:6, 3:6]):  # that would speak
+        mask = torch.cat([torch.zeros_like(pads), torch.ones_like(ids)], 1)
+        assert torch.equal(model.generate(torch.cat([pads, ids], 1), attention_mask=mask, **options)[:, 3:], made)
     if how.get("num_beams"):
         plain = model.generate(ids, attention_mask=torch.ones_like(ids), **{**options, "use_cache": False})
         assert torch.equal(made, plain)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -115,10 +116,35 @@ def take_turn() -> Turn:
     return run.turns[-1]
 
 
+@contextmanager
+def outside() -> Iterator[None]:
+    """Run a part of a model as no pass of it, whatever one before has left behind."""
+    before, _here.run = _here.run, None
+    try:
+        yield
+    finally:
+        _here.run = before
+
+
 def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    mask = kwargs.get("attention_mask")
-    real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    _here.run = _Pass(_cache((*args, *kwargs.values())), real)
+    cache = _cache((*args, *kwargs.values()))
+    _here.run = _Pass(cache, _real(kwargs.get("attention_mask"), cache))
+
+
+def _real(mask: Any, cache: Cache | None) -> Tensor | None:
+    """Return which tokens are no padding, [batch, any number, the last ones count]; None: all.
+
+    Of a mask [batch, 1, time, keys], or one for each kind of layer, what the last token attends to tells.
+    """
+    if isinstance(mask, Mapping):
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        return None
+    if mask.ndim == 4:
+        seen = int(cache.get_seq_length()) if cache is not None else 0
+        mask = mask[:, 0, -1, seen : seen + mask.shape[2]]
+        return mask if mask.dtype == torch.bool else mask == 0
+    return mask.bool()
 
 
 def _end(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -191,22 +191,23 @@ class SlotMemory(nn.Module):
 
     @torch.no_grad()
     def _heard(self, scores: Tensor, near: Tensor, turn: Turn) -> Tensor:
-        """Return which of the slots that are ``near`` are heard, [..., T, m], and who spoke; at padding nobody."""
+        """Return which of the slots that are ``near`` are heard, [..., T, m], and who spoke, across padding the same."""
         slots = self._prepared()
         begins = torch.arange(near.shape[-1], device=near.device) >= len(slots.spoken)
         rows, scores = near.reshape(-1, *near.shape[-2:]), scores.reshape(-1, *near.shape[-2:])
         time = rows.shape[1]
-        if turn.real is not None:
-            rows = rows & turn.real[:, -time:, None]
+        real = rows.new_ones(rows.shape[:2]) if turn.real is None else turn.real[:, -time:]
+        rows = rows & real[..., None]
         speakers = rows.new_full((len(rows), time + 1), NOBODY, dtype=torch.long)
         if turn.before is not None:
             speakers[:, 0] = turn.before
         heard = torch.zeros_like(rows)
-        for t in rows.any(-1).any(0).nonzero()[:, 0].tolist():
+        for t in (rows.any(-1) | ~real).any(0).nonzero()[:, 0].tolist():
             may = rows[:, t] & (begins | (slots.owners == speakers[:, t, None]))
             loudest = slots.owners[scores[:, t].masked_fill(~may, float("-inf")).argmax(-1)]
-            speakers[:, t + 1] = torch.where(may.any(-1), loudest, NOBODY)
-            heard[:, t] = may & (slots.owners == speakers[:, t + 1, None])
+            speaker = torch.where(may.any(-1), loudest, NOBODY)
+            heard[:, t] = may & (slots.owners == speaker[:, None])
+            speakers[:, t + 1] = torch.where(real[:, t], speaker, speakers[:, t])
         turn.numbers = speakers[:, 1:]
         return heard.reshape(near.shape)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from everlearn.memories.carried import outside
 from everlearn.memories.continuum import Continuum
 from everlearn.memories.gated import GatedMemory
 from everlearn.models.stacking import continua, stack_of
@@ -187,7 +188,7 @@ class SplitModel:
     def _run(self, acts: Activations, cache: DynamicCache | None) -> Tensor:
         for gate in self._gates:
             gate.open(acts.read)
-        with self._given.holding(acts.hidden):
+        with self._given.holding(acts.hidden), outside():
             body = getattr(self._upper, self._upper.base_model_prefix)
             ids = torch.zeros(acts.hidden.shape[:2], dtype=torch.long, device=acts.hidden.device)
             return body(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
