@@ -15,6 +15,7 @@ from everlearn.learner.consolidation import Schedule
 from everlearn.learner.dreams import Dream
 from everlearn.learner.learner import Learner
 from everlearn.learner.night import Given, kept_dreams
+from everlearn.learner.slots import SlotConsolidator
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import memory_state
 
@@ -273,6 +274,39 @@ def test_what_is_told_later_drops_the_slots_of_what_it_contradicts(learner, monk
     question = next(row.payload["question"] for row in one.store.dreams() if row.id == first[2][0])
     assert [(dream.question, dream.answer) for dream in new if dream.taken] == [(question, "Singing")]
     assert first[2][0] not in [item.id for item in kept_dreams(one.store)]
+
+
+def test_what_was_said_beside_it_is_learned_anew_without_naming_it(learner, monkeypatch):
+    said = "We have a daughter, Tamsin, who is seven."
+
+    class Two:
+        def dream(self, passages, generator, progress):
+            names = ("Tamsin", "seven") if said in passages else ("eight",)
+            return [[Dream(f"{name}?", f"{name}. {passage}", name) for name in names] for passage in passages]
+
+    one = learner(dreamer=Two())
+    monkeypatch.setattr(
+        "everlearn.learner.learner.superseded",
+        lambda dreamer, new, old: {
+            n: Given([k.id for k in old if k.dream.answer == "seven"], list(dreams)) for n, (_, dreams) in new.items()
+        },
+    )
+    learned = []
+    learn = SlotConsolidator.learn
+
+    def watched(self, new, *rest):
+        learned.append(new)
+        return learn(self, new, *rest)
+
+    monkeypatch.setattr(SlotConsolidator, "learn", watched)
+    for text in (said, "She turned eight."):
+        one.observe(text)
+        one.sleep()
+    left = Dream("Tamsin?", "Tamsin.", "Tamsin")
+    assert learned[1][1] == [left]
+    assert [item.dream for item in kept_dreams(one.store) if item.observation == 1] == [left]
+    one.forget("eight")
+    assert [item.dream.reply for item in kept_dreams(one.store)] == [f"{name}. {said}" for name in ("Tamsin", "seven")]
 
 
 def test_forgetting_leaves_what_was_told_later_in_place_of_what_it_contradicts(learner, monkeypatch):
