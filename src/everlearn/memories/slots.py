@@ -191,7 +191,7 @@ class SlotMemory(nn.Module):
 
     @torch.no_grad()
     def _heard(self, scores: Tensor, near: Tensor, turn: Turn) -> Tensor:
-        """Return which of the slots that are ``near`` are heard, [..., T, m]; note who spoke, across padding the same."""
+        """Return which of the slots that are ``near`` are heard, [..., T, m]; note who spoke, padding passes it on."""
         slots = self._prepared()
         begins = torch.arange(near.shape[-1], device=near.device) >= len(slots.spoken)
         rows, scores = near.reshape(-1, *near.shape[-2:]), scores.reshape(-1, *near.shape[-2:])
