@@ -35,7 +35,8 @@ BEGINNING = 2  # words of such
 OPEN = 16  # questions sampled without knowing the answer, and answers without knowing the question
 NEWS = 0.3  # share of its unlikeliness without the passage that an answer is credited with
 STRANGERS = 2  # questions of a passage that are asked again about somebody else
-ANSWERS = 2  # of a passage that are asked for
+ANSWERS = 2  # of a passage that are learned, at most
+TRIED = 3  # that are asked for until there are so many
 RETOLD = 4  # ways of saying a passage that are sampled beside the likeliest
 
 Progress = Callable[[str, float], None]
@@ -152,34 +153,36 @@ class SelfStudyDreamer:
         """
         practice = self._list(near[-SHOWN:])
         questions, guesses = self._ask_openly(context, generator)
-        answers = _different(self._answers(text, context, practice, guesses, generator))[:ANSWERS]
+        answers = self._answers(text, context, practice, guesses, generator)
         starts = _beginnings(near)[: self.samples]
-        heads = [f"{context} -> {answer}: {start}" for answer in answers for start in starts]
-        ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)
-        found: list[dict[str, float]] = []  # of each answer: its questions and their scores
-        for index, answer in enumerate(answers):
-            own = ends[index * len(starts) : (index + 1) * len(starts)]
-            lines = [*questions, *(prompts.joined(start, end) for start, end in zip(starts, own, strict=True))]
+        studied: list[tuple[str, dict[str, float]]] = []  # answers, and the scores of their questions
+        for answer in answers[:TRIED]:
+            if len(studied) == ANSWERS or any(_part_of(answer, other) for other, _ in studied):
+                continue
+            heads = [f"{context} -> {answer}: {start}" for start in starts]
+            ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)
+            lines = [*questions, *(prompts.joined(start, end) for start, end in zip(starts, ends, strict=True))]
             lines = [line for line in _distinct(lines) if _ended(line) and not given_away(answer, line)]
             scores = self._judge.scores(context, answer, lines)
-            found.append({line: score for line, score in zip(lines, scores, strict=True) if score > DROP})
-        self._part(context, answers, found)
-        ranked = [sorted(some, key=lambda line: -some[line]) for some in found]
-        studied = [(answer, lines) for answer, lines in zip(answers, ranked, strict=True) if lines]
-        return studied or [((answers or [""])[0], [])]
+            found = {line: score for line, score in zip(lines, scores, strict=True) if score > DROP}
+            if found:
+                studied.append((answer, found))
+        self._share_out(context, studied)
+        ranked = [(answer, sorted(found, key=lambda line: -found[line])) for answer, found in studied if found]
+        return ranked or [((answers or [""])[0], [])]
 
-    def _part(self, context: str, answers: Sequence[str], found: Sequence[dict[str, float]]) -> None:
+    def _share_out(self, context: str, studied: Sequence[tuple[str, dict[str, float]]]) -> None:
         """Leave a question that two answers have, in place, to the one that ``context`` gives rather."""
-        for one, other in itertools.combinations(range(len(answers)), 2):
-            theirs = {tuple(words(line)): line for line in found[other]}
-            both = [(line, theirs[tuple(words(line))]) for line in found[one] if tuple(words(line)) in theirs]
-            asked = [line for line, _ in both]
-            pair = [answers[one]] * len(both), [answers[other]] * len(both)
-            for (mine, its), rather in zip(both, self.rather([context] * len(both), asked, *pair), strict=True):
-                if rather > 0:
-                    del found[other][its]
+        for (one, mine), (other, theirs) in itertools.combinations(studied, 2):
+            same_words = {tuple(words(line)): line for line in theirs}
+            both = [(line, same_words[tuple(words(line))]) for line in mine if tuple(words(line)) in same_words]
+            answers = [one] * len(both), [other] * len(both)
+            rather = self.rather([context] * len(both), [line for line, _ in both], *answers)
+            for (line, its), margin in zip(both, rather, strict=True):
+                if margin > 0:
+                    del theirs[its]
                 else:
-                    del found[one][mine]
+                    del mine[line]
 
     def _list(self, shown: Sequence[Record]) -> Prompt:
         """Return the practice ``shown`` as a list of messages, answers and plain questions."""
@@ -258,16 +261,10 @@ class SelfStudyDreamer:
         return list(zip(ways, *(more[i * len(texts) : (i + 1) * len(texts)] for i in range(RETOLD)), strict=True))
 
 
-def _different(answers: Sequence[str]) -> list[str]:
-    """Return those ``answers`` that are no part of one before them, and have none for a part."""
-    kept: list[set[str]] = []
-    found = []
-    for answer in answers:
-        own = set(words(answer))
-        if not any(own <= other or other <= own for other in kept):
-            kept.append(own)
-            found.append(answer)
-    return found
+def _part_of(one: str, other: str) -> bool:
+    """Whether one of two answers has all words of the other."""
+    a, b = set(words(one)), set(words(other))
+    return a <= b or b <= a
 
 
 def _beginnings(near: Sequence[Record]) -> list[str]:
@@ -328,26 +325,15 @@ def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) 
     """Return the questions ``found``, best first, replied to with the answer and the passage as the assistant says it.
 
     The answer comes first, so that the one token which decides between all that is known comes where the question was
-    just read. Of the ``ways`` of saying the passage, not much longer than it and not just a part of it, the one serves
-    that holds the best question's answer and answers the most questions; of equals the one with the fewest words of its
-    own. Of the questions whose answer it lacks those with the best question's are replied to with that alone.
+    just read. Of the ``ways`` of saying the passage that have all the answers, are not much longer than it and not just
+    a part of it, the one with the fewest words of its own serves; if there is none, every answer stands alone.
     """
     said, most = f" {' '.join(words(text))} ", 1.5 * len(words(text)) + 3
     fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
+    whole = [way for way in fit if all(_holds(way, answer) for _, answer in found)]
     told = set(words(text))
-
-    def merit(way: str) -> tuple[bool, int, int]:
-        return holds(way, best), sum(holds(way, answer) for _, answer in found), -len(set(words(way)) - told)
-
-    best = found[0][1] if found else ""
-    way = max((way for way in fit if any(holds(way, answer) for _, answer in found)), key=merit, default="")
-    made = []
-    for question, answer in found:
-        if holds(way, answer):
-            made.append(Dream(question, f"{alone(answer)} {way}", answer))
-        elif answer == best:
-            made.append(Dream(question, alone(answer), answer))
-    return made
+    way = min(whole, key=lambda way: len(set(words(way)) - told), default="")
+    return [Dream(question, f"{alone(answer)} {way}".rstrip(), answer) for question, answer in found]
 
 
 def alone(answer: str) -> str:
@@ -355,10 +341,11 @@ def alone(answer: str) -> str:
     return f"{answer[:1].upper()}{answer[1:]}."
 
 
-def holds(reply: str, answer: str) -> bool:
-    """Whether all words of ``answer`` are in ``reply``, endings aside."""
-    said = words(reply)
-    return all(any(same(word, other) for other in said) for word in words(answer))
+def _holds(reply: str, answer: str) -> bool:
+    """Whether all words of ``answer`` are in ``reply``, endings and, beside others, short ones aside ("my", "your")."""
+    said, all_ = words(reply), words(answer)
+    sought = [word for word in all_ if len(word) > 3] or all_
+    return all(any(same(word, other) for other in said) for word in sought)
 
 
 def _unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
