@@ -10,14 +10,18 @@ from everlearn.blocks.context import Context, visible_keys
 from everlearn.errors import InvalidArgument
 
 
-def test_is_softmax_attention():
-    layer, x = Attention(8, 2).double(), torch.randn(2, 5, 8, dtype=torch.float64)
+@pytest.mark.parametrize("output_gate", [False, True])
+def test_is_softmax_attention(output_gate):
+    layer = Attention(8, 2, output_gate=output_gate).double()
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
     positions = torch.arange(5)[None]
     out, state = layer(x, None, Context(positions))
     q, k, v = layer.in_proj(x).view(2, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
     scores = rotate(q, positions) @ rotate(k, positions).mT / 2
     weights = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf).softmax(-1)
-    torch.testing.assert_close(out, layer.out_proj((weights @ v).transpose(1, 2).reshape(2, 5, 8)))
+    read = (weights @ v).transpose(1, 2).reshape(2, 5, 8)
+    gate = 1 / (1 + (-x @ layer.gate_proj.weight.T).exp()) if output_gate else 1
+    torch.testing.assert_close(out, layer.out_proj(read * gate))
     assert state.nbytes == 2 * 2 * 5 * 8 * 8
     assert torch.equal(state.select(torch.tensor([1])).keys[0], state.keys[1])
 

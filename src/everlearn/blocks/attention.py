@@ -59,9 +59,21 @@ def rotate(x: Tensor, positions: Tensor, theta: float = 10000.0) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention, ``[B, T, hidden_size] -> [B, T, hidden_size]``; its state grows with the tokens."""
+    """Multi-head causal attention, ``[B, T, hidden_size] -> [B, T, hidden_size]``; its state grows with the tokens.
 
-    def __init__(self, hidden_size: int, num_heads: int, *, rope_theta: float = 10000.0) -> None:
+    Args:
+        hidden_size: size of input and output; a multiple of ``2 num_heads``.
+        num_heads: heads.
+        rope_theta: base of the wavelengths.
+        output_gate: multiply what is read by ``sigmoid(W_g x)`` before the output projection (Qiu et al. 2025).
+
+    Raises:
+        InvalidArgument: a size that does not divide.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, *, rope_theta: float = 10000.0, output_gate: bool = False
+    ) -> None:
         super().__init__()
         if hidden_size % (2 * num_heads):
             raise InvalidArgument(
@@ -70,6 +82,7 @@ class Attention(nn.Module):
         self.num_heads, self.rope_theta = num_heads, rope_theta
         self.in_proj = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.gate_proj = nn.Linear(hidden_size, hidden_size, bias=False) if output_gate else None
 
     def forward(self, x: Tensor, state: KeyValues | None, context: Context) -> tuple[Tensor, KeyValues]:
         """Attend over the state and ``x``; returns the outputs and the state with the keys and values of ``x``."""
@@ -79,4 +92,7 @@ class Attention(nn.Module):
             k, v = torch.cat((state.keys, k), dim=-2), torch.cat((state.values, v), dim=-2)
         causal = context.visible is None and x.shape[1] > 1
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=context.visible, is_causal=causal)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), KeyValues(k, v)
+        read = out.transpose(1, 2).flatten(2)
+        if self.gate_proj is not None:
+            read = read * torch.sigmoid(self.gate_proj(x))
+        return self.out_proj(read), KeyValues(k, v)

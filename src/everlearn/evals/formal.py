@@ -58,11 +58,14 @@ MEMORIES: dict[str, dict[str, Any]] = {
         "chunk_size": 16, "eta_init": 0.3, "output_gate": False, "recompute": False,
     },
 }  # fmt: skip
-TITANS = {"chunk_size": 1, "mixer_options": {"titans": {"step_max": 1.0, "step": 0.3, "recompute": False}}}
+OTHERS: dict[str, dict[str, Any]] = {
+    "titans": {"chunk_size": 1, "mixer_options": {"titans": {"step_max": 1.0, "step": 0.3, "recompute": False}}},
+    "hope-attention": {"mixer_options": {}},  # no gate either
+}
 
 
 def _size(hidden_size: int, layers: int, heads: int, intermediate_size: int) -> Size:
-    return Size(hidden_size, layers, heads, intermediate_size, MEMORIES["network"], others={"titans": TITANS})
+    return Size(hidden_size, layers, heads, intermediate_size, MEMORIES["network"], others=OTHERS)
 
 
 BUDGETS = {

@@ -29,7 +29,8 @@ __all__ = ["FAMILIES", "build", "count_parameters", "family_config", "family_nam
 
 
 def _hope_attention(**fields: Any) -> HopeConfig:
-    return HopeConfig(**{"mixer": "attention", "cms_periods": [1, 8192], **fields})
+    gated = {"attention": {"output_gate": True}}  # as HOPE's own mixer is
+    return HopeConfig(**{"mixer": "attention", "mixer_options": gated, "cms_periods": [1, 8192], **fields})
 
 
 def _titans_mac(**fields: Any) -> TitansConfig:
