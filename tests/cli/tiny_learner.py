@@ -90,6 +90,9 @@ def simple_from_pretrained():
         def answers(self, passages, questions):
             return ["" for _ in questions]
 
+        def follows(self, passages, later):
+            return [0.0 for _ in passages]
+
         def rather(self, passages, questions, ones, others):
             return [0.0 for _ in passages]
 

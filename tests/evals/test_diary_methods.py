@@ -159,6 +159,9 @@ class Counting:
     def answers(self, passages, questions):
         return ["" for _ in questions]
 
+    def follows(self, passages, later):
+        return [0.0 for _ in passages]
+
     def rather(self, passages, questions, ones, others):
         return [0.0 for _ in passages]
 

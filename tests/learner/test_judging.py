@@ -110,6 +110,15 @@ def test_criteria_are_settings(tmp_path, monkeypatch):
     assert lax.scores(CAT, "Nils", [GOOD])[0] > DROP
 
 
+def test_follows_is_a_difference_of_likelihoods(judge):
+    passages, later = [CAT, "I live by the sea."], ["Nils is fat.", "We moved."]
+    got = judge.follows(passages, later)
+    for passage, text, gain in zip(passages, later, got, strict=True):
+        known = judge._open.log_likelihood([passage], [f" {text}"])[0].sum()
+        blank = judge._open.log_likelihood([NEUTRAL], [f" {text}"])[0].sum()
+        assert gain == pytest.approx(float(known - blank), abs=1e-2)
+
+
 def test_about_is_a_difference_of_likelihoods(judge):
     passages, questions = [CAT, "I live by the sea."], ["Who is Nils?", "Where do I live?"]
     got = judge.about(passages, questions)

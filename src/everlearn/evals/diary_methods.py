@@ -296,7 +296,8 @@ class KeptDreams:
     """
 
     def __init__(self, inner: Dreamer, path: Path, *, passed: Callable[[Dream], bool] = lambda dream: True) -> None:
-        self.about, self.answers, self.rather, self.spared = inner.about, inner.answers, inner.rather, 0.0
+        self.about, self.follows, self.answers, self.rather = inner.about, inner.follows, inner.answers, inner.rather
+        self.spared = 0.0
         self._inner, self._path, self._passed = inner, path, passed
 
     @classmethod

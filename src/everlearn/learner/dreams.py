@@ -75,6 +75,8 @@ class Dreamer(Protocol):
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]: ...
 
+    def follows(self, passages: Sequence[str], later: Sequence[str]) -> list[float]: ...
+
     def answers(self, passages: Sequence[str], questions: Sequence[str]) -> list[str]: ...
 
     def rather(
@@ -240,6 +242,10 @@ class SelfStudyDreamer:
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]:
         """Return by how many nats each passage makes the question beside it likelier."""
         return self._judge.about(passages, questions)
+
+    def follows(self, passages: Sequence[str], later: Sequence[str]) -> list[float]:
+        """Return by how many nats each passage makes the ``later`` one beside it likelier."""
+        return self._judge.follows(passages, later)
 
     def answers(self, passages: Sequence[str], questions: Sequence[str]) -> list[str]:
         """Return what each passage answers the question beside it, in the passage's words; empty if it does not."""

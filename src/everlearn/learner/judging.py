@@ -147,6 +147,12 @@ class Judge:
         blank = self._neutral.log_likelihood([" ->"] * len(spoken), spoken)
         return [float(a.sum() - b.sum()) for a, b in zip(known, blank, strict=True)]
 
+    def follows(self, passages: Sequence[str], later: Sequence[str]) -> list[float]:
+        """Return by how many nats each passage makes the ``later`` one likelier than one that says nothing does."""
+        spoken = [f" {text}" for text in later]
+        known, blank = (self._open.log_likelihood(heads, spoken) for heads in (passages, [NEUTRAL] * len(spoken)))
+        return [float(a.sum() - b.sum()) for a, b in zip(known, blank, strict=True)]
+
     def rather(
         self, passages: Sequence[str], questions: Sequence[str], ones: Sequence[str], others: Sequence[str]
     ) -> list[float]:

@@ -16,12 +16,11 @@ CANDIDATES = 3  # older observations whose questions are put to a new passage
 LOOKED_AT = 4  # questions of each of its answers
 RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to tell anything, and how many always may
 MOST = 0.5  # share of the questions that must have another answer
-ABOUT = 4.0  # nats by which the new passage must make a question likelier
-SHARE = 0.4  # and the share of what the old passage does
-MUCH = 0.75  # the share from which it is about the same thing for certain
-NEAR = 11.0  # nats by which it gives another answer, from which else it has nothing to do with the old one
-STILL = -2.0  # the same, from which the old one is given up where the passage names it
-LIKE = 15.0  # nats between two answers, no passage read, from which one is no answer to the question
+ABOUT = 2.0  # nats by which the new passage must make a question likelier
+FOLLOWS = 10.0  # by which the old passage makes the new one likelier, that count as much as being all about a question
+CHANGED = 1.5  # what both must come to
+STILL = -6.0  # nats by which the new passage must give another answer rather than the old one
+LIKE = 20.0  # nats by which, no passage read, the new answer may be less likely than the old one: else of another kind
 
 Answer = tuple[int, tuple[str, ...]]  # an observation and the words of an answer that it gave
 
@@ -115,15 +114,15 @@ def superseded(
             groups.setdefault((item.observation, tuple(words(item.dream.answer))), []).append(item)
     plain = {answer: [k for k in items if not k.dream.echo][:LOOKED_AT] for answer, items in groups.items()}
     told = _Words({number: [text] for number, (text, _) in new.items()})
-    inquired = _Words({number: _questions(dreams) for number, (_, dreams) in new.items()})
     for (number, _), items in groups.items():
         told.add(number, [items[0].said])
-        inquired.add(number, _questions(item.dream for item in items))
     asked_for = [answer for answer, some in plain.items() if some]
     pairs = [(number, answer) for number, (text, _) in new.items() for answer in _alike(text, asked_for, told)]
+    said = [groups[answer][0].said for _, answer in pairs]
+    follows = dict(zip(pairs, dreamer.follows(said, [new[number][0] for number, _ in pairs]), strict=True))
     asked = [(number, answer, item) for number, answer in pairs for item in plain[answer]]
     taken: dict[tuple[int, Answer], list[Dream]] = {}
-    for (number, answer, item), found in zip(asked, _answers(dreamer, new, asked, inquired), strict=True):
+    for (number, answer, item), found in zip(asked, _answers(dreamer, new, asked, follows), strict=True):
         if found:
             taken.setdefault((number, answer), []).append(_taken(item, found, new[number][1]))
     latest = {answer: number for (number, answer), d in sorted(taken.items()) if len(d) >= MOST * len(plain[answer])}
@@ -136,7 +135,8 @@ def superseded(
         some = [dream for question, dream in over.items() if question not in own]
         ids = sorted(item.id for answer in gone for item in groups[answer])
         before = [groups[answer][0].dream.answer for answer in gone]
-        given[number] = Given(ids, [_without(before, dream) for dream in (*some, *dreams)])
+        still = [d for d in dreams if d.contrast or not any(given_away(answer, d.answer) for answer in before)]
+        given[number] = Given(ids, [_without(before, dream) for dream in (*some, *still)])
     return given
 
 
@@ -147,10 +147,6 @@ def _without(before: Sequence[str], dream: Dream) -> Dream:
     parts = sentences(dream.reply)
     left = [part for part in parts if not any(given_away(answer, part) for answer in before)]
     return dream if left == parts else replace(dream, reply=" ".join(left) or alone(dream.answer))
-
-
-def _questions(dreams: Iterable[Dream]) -> list[str]:
-    return [dream.question for dream in dreams if not dream.contrast and not dream.echo]
 
 
 class _Words:
@@ -193,15 +189,14 @@ def _answers(
     dreamer: Dreamer,
     new: Mapping[int, tuple[str, Sequence[Dream]]],
     asked: Sequence[tuple[int, Answer, Kept]],
-    inquired: _Words,
+    follows: Mapping[tuple[int, Answer], float],
 ) -> list[str]:
     """Return the other answer that the new passage has to each old question; empty where it has none.
 
-    It must be about the question, nearly as much so as what was said then. The answer is what the model finds in it, or
-    if that is the old one what was dreamt. It must be given rather than the old one (or nearly, where the passage names
-    that), and answer the question by its kind. And the passage must have to do with the old answer: either it is about
-    the question for certain, which has words that tell anything, or the old answer is not out of the question ("The
-    dentist pushed my appointment back to May 6"; but "My sister lives in Boise" of where I live).
+    It must be about the question, and follow from what was said then: the less of the one, the more of the other. The
+    answer is what the model finds in it, or if that is the old one the first that was dreamt and is another; and it
+    must be of the old one's kind ("Northgate" is no other answer to "What is my job?" than "surveyor"), and not much
+    less likely there than that ("Imogen left, so Yolanda babysits"; but "Paloma moved to Asheville" of her name).
     """
     found = [""] * len(asked)
     passages, questions = [new[number][0] for number, *_ in asked], [item.dream.question for *_, item in asked]
@@ -213,20 +208,18 @@ def _answers(
     now = dreamer.about(passages, questions)
     some = [i for i, gain in enumerate(now) if gain >= ABOUT]
     was = dict(zip(some, dreamer.about(of(some, said), of(some, questions)), strict=True))
-    some = [i for i in some if now[i] >= SHARE * was[i]]
+    share = {i: min(now[i] / max(was[i], ABOUT), 1.0) for i in some}
+    some = [i for i in some if share[i] + follows[asked[i][:2]] / FOLLOWS >= CHANGED]
     told = dict(zip(some, dreamer.answers(of(some, passages), of(some, questions)), strict=True))
     for i in some:
-        dreamt = next((dream.answer for dream in new[asked[i][0]][1] if not dream.contrast), "")
-        answer = dreamt if told[i] and not _another(told[i], before[i]) else told[i]
-        found[i] = answer if _another(answer, before[i]) and not given_away(answer, questions[i]) else ""
+        dreamt = [dream.answer for dream in new[asked[i][0]][1] if not dream.contrast]
+        others = (answer for answer in (told[i], *dreamt) if _another(answer, before[i]))
+        found[i] = next((answer for answer in others if not given_away(answer, questions[i])), "") if told[i] else ""
     some = [i for i in some if found[i]]
-    rather = dreamer.rather(of(some, passages), of(some, questions), of(some, found), of(some, before))
-    fits = dreamer.rather([NEUTRAL] * len(some), of(some, questions), of(some, found), of(some, before))
-    for i, margin, fit in zip(some, rather, fits, strict=True):
-        named = given_away(before[i], passages[i])
-        same_thing = now[i] >= MUCH * was[i] and inquired.rare(questions[i])
-        if margin <= (STILL if named else 0.0) or not (margin <= NEAR or same_thing) or abs(fit) >= LIKE:
-            found[i] = ""
+    asking = of(some, questions), of(some, found), of(some, before)
+    margins = zip(some, dreamer.rather(of(some, passages), *asking), dreamer.rather([NEUTRAL] * len(some), *asking))
+    for i, here, anyway in margins:
+        found[i] = found[i] if here > STILL and anyway > -LIKE else ""
     return found
 
 
