@@ -186,6 +186,22 @@ def test_the_less_a_passage_is_about_the_question_the_more_it_must_follow(now, f
     assert given(Given(), "my house is in Boise", home)[0] == gone
 
 
+def test_of_long_messages_sentences_are_compared_each_with_the_one_before():
+    class Sentences(Judge):
+        def follows(self, passages, later):
+            self.seen = list(zip(passages, later))
+            return [FOLLOWS if "Boise" in text else -99.0 for text in later]
+
+    judge = Sentences()
+    home = [kept(1, 7, "Where is my house?", "Oh well. We laughed. The house is in Duluth. So it goes")]
+    home = [replace(home[0], dream=replace(home[0].dream, answer="duluth"))]
+    assert given(judge, "Hello! What a day! Now the house is in Boise", home)[0] == [1]
+    old = "We laughed. The house is in Duluth."
+    new = ["Hello!", "Hello! What a day!", "What a day! Now the house is in Boise"]
+    assert judge.seen == [(old, part) for part in new]
+    assert given(judge, "my house is as old as it ever was", home)[0] == []
+
+
 @pytest.mark.parametrize(
     ("here", "anyway", "gone"),
     [

@@ -118,8 +118,7 @@ def superseded(
         told.add(number, [items[0].said])
     asked_for = [answer for answer, some in plain.items() if some]
     pairs = [(number, answer) for number, (text, _) in new.items() for answer in _alike(text, asked_for, told)]
-    said = [groups[answer][0].said for _, answer in pairs]
-    follows = dict(zip(pairs, dreamer.follows(said, [new[number][0] for number, _ in pairs]), strict=True))
+    follows = _follows(dreamer, new, {pair: groups[pair[1]][0] for pair in pairs})
     asked = [(number, answer, item) for number, answer in pairs for item in plain[answer]]
     taken: dict[tuple[int, Answer], list[Dream]] = {}
     for (number, answer, item), found in zip(asked, _answers(dreamer, new, asked, follows), strict=True):
@@ -183,6 +182,33 @@ def _alike(text: str, answers: Sequence[Answer], told: _Words) -> list[Answer]:
     known = dict.fromkeys(number for number, _ in answers if number in shared)
     nearest = sorted(known, key=lambda number: -shared[number])[:CANDIDATES]
     return [answer for number in nearest for answer in answers if answer[0] == number]
+
+
+def _follows(
+    dreamer: Dreamer,
+    new: Mapping[int, tuple[str, Sequence[Dream]]],
+    pairs: Mapping[tuple[int, Answer], Kept],
+) -> dict[tuple[int, Answer], float]:
+    """Return by how many nats what was said of each old answer makes something in the new passage likelier.
+
+    Sentences are compared, each with the one before it: long messages are in some way alike, whatever they say.
+    """
+    rows = []
+    for pair, item in pairs.items():
+        answer = item.dream.answer.casefold()
+        said = next((part for last, part in _in_context(item.said) if answer in last.casefold()), item.said)
+        rows += [(pair, said, part) for _, part in _in_context(new[pair[0]][0])]
+    gains = dreamer.follows([said for _, said, _ in rows], [part for *_, part in rows])
+    found: dict[tuple[int, Answer], float] = {}
+    for (pair, *_), gain in zip(rows, gains, strict=True):
+        found[pair] = max(found.get(pair, gain), gain)
+    return found
+
+
+def _in_context(text: str) -> list[tuple[str, str]]:
+    """Return the sentences of ``text``, each alone and behind the one before it."""
+    parts = sentences(text)
+    return [(part, " ".join(parts[max(k - 1, 0) : k + 1])) for k, part in enumerate(parts)]
 
 
 def _answers(
