@@ -228,7 +228,7 @@ def test_what_the_new_passage_still_says_of_the_old_answer_goes_too():
 
     old = [kept(1, 7, "Who comes for our children?", "the children have Imogen")]
     text = "Imogen left, our children have Yolanda"
-    first, second = Dream("Who looks after them?", f"Imogen. {text}.", "Imogen"), Dream("Who?", "Yolanda.", "Yolanda")
+    first, second = Dream(old[0].dream.question, f"Imogen. {text}.", "Imogen"), Dream("Who?", "Yolanda.", "Yolanda")
     miss = Dream("Who is Imogen Poots?", "Imogen Poots is an actress.", "")
     found = superseded(Stubborn(), {9: (text, [first, second, miss])}, old)[9]
     assert found.ids == [1]

@@ -128,13 +128,13 @@ def superseded(
     given = {}
     for number, (_, dreams) in new.items():
         gone = [answer for answer, later in latest.items() if later == number]
-        own, over = {tuple(words(dream.question)) for dream in dreams}, {}
+        before = [groups[answer][0].dream.answer for answer in gone]
+        still = [d for d in dreams if d.contrast or not any(given_away(answer, d.answer) for answer in before)]
+        own, over = {tuple(words(dream.question)) for dream in still}, {}
         for dream in (dream for answer in gone for dream in taken[number, answer]):
             over.setdefault(tuple(words(dream.question)), dream)
         some = [dream for question, dream in over.items() if question not in own]
         ids = sorted(item.id for answer in gone for item in groups[answer])
-        before = [groups[answer][0].dream.answer for answer in gone]
-        still = [d for d in dreams if d.contrast or not any(given_away(answer, d.answer) for answer in before)]
         given[number] = Given(ids, [_without(before, dream) for dream in (*some, *still)])
     return given
 
