@@ -13,7 +13,17 @@ from torch.nn import functional as F
 from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
-from everlearn.memories.slots import ASKED, SHARPNESS, SPOKEN, TRUST, TRUST_MOST, SlotMemory, slot_memories
+from everlearn.memories.slots import (
+    ASKED,
+    LITERAL,
+    LITERAL_MOST,
+    SHARPNESS,
+    SPOKEN,
+    TRUST,
+    TRUST_MOST,
+    SlotMemory,
+    slot_memories,
+)
 from everlearn.models.memory_file import load_memory, memory_bytes
 from everlearn.models.stacking import (
     continua,
@@ -78,7 +88,7 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
                 max(float(here @ F.normalize((key.double() - c) @ P, dim=0)) for key in keys)
                 for keys in (memory.keys[memory.begins], memory.foils)
             )
-            gate += min(TRUST * (begins - others), TRUST_MOST)
+            gate += min(TRUST * (begins - others), LITERAL_MOST if begins > LITERAL else TRUST_MOST)
         gate = min(max(gate, 0.0), 1.0)
         near = []
         for index, (key, begins) in enumerate(zip(memory.keys.double(), memory.begins.tolist())):
@@ -249,6 +259,25 @@ def test_the_lowest_layer_opens_the_gate():
 def test_bad_size():
     with pytest.raises(InvalidArgument, match="hidden_size"):
         SlotMemory(0, Gate(4), opens=True)
+
+
+def test_nearness_opens_a_shut_gate_only_to_what_was_dreamt_nearly_word_for_word(memory):
+    begin, _ = add(memory, 1, True)
+    away = torch.randn(1, D)
+    away = rms_normalise(away - (away @ begin.T) / (begin @ begin.T) * begin)
+    memory.add_foils(rms_normalise(-begin), torch.tensor([7]))  # far from both
+    unit = F.normalize(begin, dim=-1)
+    told, alike = (
+        begin,
+        D**0.5 * ((LITERAL - 0.05) * unit + (1 - (LITERAL - 0.05) ** 2) ** 0.5 * F.normalize(away, dim=-1)),
+    )
+    for bias, opens in (
+        (0.5 - TRUST_MOST, (True, True)),
+        (-1 - TRUST_MOST, (True, False)),
+        (-LITERAL_MOST, (False, False)),
+    ):
+        memory.gate.set_(torch.zeros(D), torch.tensor(bias))
+        assert tuple(not torch.equal(memory(x), x) for x in (told, alike)) == opens
 
 
 def test_a_foil_shuts_the_gate_of_what_it_is_nearer_to(memory):

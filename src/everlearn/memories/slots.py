@@ -16,6 +16,10 @@ from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
 TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
 TRUST_MOST = 2.0  # that opens it by: what merely shares the words of something told stays shut
+LITERAL, LITERAL_MOST = (
+    0.6,
+    10.0,
+)  # likeness from which a question is nearly word for word one dreamt, and the same then
 ANYBODY = -1  # the owner of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
@@ -50,7 +54,8 @@ class SlotMemory(nn.Module):
 
     Slots that begin a reply answer only where the gate is open, times its value. Its own part of the gate is how much
     nearer the nearest of them is than every foil, the key of a question that is not to be answered from here:
-    ``g = clamp(w . y/rms(y) + b + u . x/rms(x) + min(TRUST (near - foil), TRUST_MOST), 0, 1)``, y what the gate reads.
+    ``g = clamp(w . y/rms(y) + b + u . x/rms(x) + min(TRUST (near - foil), most), 0, 1)``, y what the gate reads, with
+    ``most`` LITERAL_MOST where ``near`` is above LITERAL, TRUST_MOST elsewhere.
 
     All that it holds is buffers, whose number of rows grows with what is written; ``keys`` and ``values`` are float16.
 
@@ -217,8 +222,9 @@ class SlotMemory(nn.Module):
         raw = raw + (read @ self.lean)[..., None]
         if len(slots.foils) and len(slots.begun):
             asked = self.coordinates(True, read)
-            nearer = (asked @ slots.begun.T).amax(-1, True) - (asked @ slots.foils.T).amax(-1, True)
-            raw = raw + (TRUST * nearer).clamp(max=TRUST_MOST)
+            near, foil = (asked @ slots.begun.T).amax(-1, True), (asked @ slots.foils.T).amax(-1, True)
+            most = torch.where(near > LITERAL, LITERAL_MOST, TRUST_MOST)
+            raw = raw + torch.minimum(TRUST * (near - foil), most)
         return raw.clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
