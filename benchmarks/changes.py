@@ -1,9 +1,9 @@
 """Which later messages replace what an earlier one said: ``python -m benchmarks.changes``.
 
 ``changes.jsonl`` has 300 pairs, written for this project without sight of the diary: 120 whose second message replaces
-the answer that the first gave to two questions, and 180 near ones that do not (the same of somebody else, something else
-of the same person, an alternative that was declined). Each pair is put to the rule of a night alone, with nothing dreamt
-of the second message, so an answer must be found in it.
+the answer that the first gave to two questions, and 180 near ones that do not (the same of somebody else, something
+else of the same person, an alternative that was declined). Each pair is put to the rule of a night alone, with nothing
+dreamt of the second message, so an answer must be found in it.
 """
 
 from __future__ import annotations
