@@ -117,12 +117,8 @@ class SelfStudyDreamer:
 
     def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]:
         """Return the dreams of each passage, best first."""
-        parts = [split_passage(passage) for passage in passages]
-        pieces = [
-            (i, piece, " ".join(part[max(k - 1, 0) : k + 1]))
-            for i, part in enumerate(parts)
-            for k, piece in enumerate(part)
-        ]
+        parts = [in_context(split_passage(passage)) for passage in passages]
+        pieces = [(i, piece, context) for i, part in enumerate(parts) for piece, context in part]
         texts = [text for _, text, _ in pieces]
         kept, echoes = [], []
         for (_, text, context), near in zip(pieces, self._practice.nearest(texts, NEAR), strict=True):
@@ -287,6 +283,11 @@ def split_passage(text: str) -> list[str]:
     parts = [part.split() for part in sentences(line)]
     cut = [" ".join(part[start : start + LONG]) for part in parts for start in range(0, len(part), LONG)]
     return [part for part in cut if len(part.split()) > 2] or [" ".join(line.split()[:LONG])]
+
+
+def in_context(parts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each of the ``parts`` of a text alone and behind the one before it, which may name what it is about."""
+    return [(part, " ".join(parts[max(k - 1, 0) : k + 1])) for k, part in enumerate(parts)]
 
 
 def sentences(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, same, sentences, words
+from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, in_context, same, sentences, words
 from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.store import MemoryStore, records
 
@@ -196,19 +196,13 @@ def _follows(
     rows = []
     for pair, item in pairs.items():
         answer = item.dream.answer.casefold()
-        said = next((part for last, part in _in_context(item.said) if answer in last.casefold()), item.said)
-        rows += [(pair, said, part) for _, part in _in_context(new[pair[0]][0])]
+        said = next((part for last, part in in_context(sentences(item.said)) if answer in last.casefold()), item.said)
+        rows += [(pair, said, part) for _, part in in_context(sentences(new[pair[0]][0]))]
     gains = dreamer.follows([said for _, said, _ in rows], [part for *_, part in rows])
     found: dict[tuple[int, Answer], float] = {}
     for (pair, *_), gain in zip(rows, gains, strict=True):
         found[pair] = max(found.get(pair, gain), gain)
     return found
-
-
-def _in_context(text: str) -> list[tuple[str, str]]:
-    """Return the sentences of ``text``, each alone and behind the one before it."""
-    parts = sentences(text)
-    return [(part, " ".join(parts[max(k - 1, 0) : k + 1])) for k, part in enumerate(parts)]
 
 
 def _answers(
