@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from everlearn.learner.chat import chat_prompt, turn_end
@@ -69,9 +70,15 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[st
 
 
 def run_trunk(split: SplitModel, examples: Examples) -> Activations:
-    """Run all examples up to the lowest memory, once."""
-    parts = [split.trunk(examples.ids[start : start + BATCH]) for start in range(0, len(examples), BATCH)]
-    return Activations(torch.cat([part.hidden for part in parts]), torch.cat([part.read for part in parts]))
+    """Run all examples up to the lowest memory, once: those of like length together, so that little is padding."""
+    order = examples.lengths.argsort(stable=True)
+    parts = [split.trunk(examples.rows(rows).ids) for rows in order.split(BATCH)]
+    longest, back = examples.ids.shape[1], order.argsort()
+
+    def whole(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([F.pad(tensor, (0, 0, 0, longest - tensor.shape[1])) for tensor in tensors])[back]
+
+    return Activations(whole([part.hidden for part in parts]), whole([part.read for part in parts]))
 
 
 def _spoken(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:

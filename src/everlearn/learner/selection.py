@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner.anchor import Anchor, read_at_end, tells_something
-from everlearn.learner.dreams import split_passage
+from everlearn.learner.dreams import LONG, split_passage
 from everlearn.learner.prompts import STATEMENTS
 from everlearn.learner.sampling import Prompt
 from everlearn.models.trunk import SplitModel
@@ -64,23 +65,27 @@ class SurpriseSelector:
         self._after = Prompt(model, tokenizer, STATEMENTS)
 
     def judge(self, messages: Sequence[str]) -> list[Judgement]:
-        """Return a judgement of each message; a long one is judged by its sentences, and kept if one of them is."""
+        """Return a judgement of each message; a long one is judged by its sentences, and kept if one of them is.
+
+        Of a long one those are worth a dream that tell the most, by their whole loss: one for every ``LONG`` words.
+        """
         if not messages:
             return []
-        pieces = [(index, piece) for index, message in enumerate(messages) for piece in split_passage(message)]
-        lines = [piece for _, piece in pieces]
+        parts = [split_passage(message) for message in messages]
+        lines = [piece for found in parts for piece in found]
         losses = self._after.log_likelihood(["\n"] * len(lines), lines)
         surprises = [float(-loss.topk(min(2, len(loss)), largest=False).values.sum()) for loss in losses]
         telling = tells_something(self.anchor, read_at_end(self.split, self.tokenizer, lines)).tolist()
-        judged: list[list[Judgement]] = [[] for _ in messages]
-        for (index, _), surprise, odds in zip(pieces, surprises, telling, strict=True):
-            judged[index].append(Judgement(surprise >= self.surprise and odds >= self.telling, surprise, odds))
-        best = [max(found, key=lambda one: (one.keep, one.telling)) for found in judged]
-        kept: list[list[str]] = [[] for _ in messages]
-        for (index, piece), one in zip(pieces, (one for found in judged for one in found), strict=True):
-            if one.keep:
-                kept[index].append(piece)
-        return [
-            replace(one, worth=" ".join(told)) if one.keep and len(told) < len(found) else one
-            for one, told, found in zip(best, kept, judged, strict=True)
-        ]
+        pieces = iter(zip(lines, (float(-loss.sum()) for loss in losses), surprises, telling, strict=True))
+        return [self._whole(message, [next(pieces) for _ in found]) for message, found in zip(messages, parts)]
+
+    def _whole(self, message: str, pieces: Sequence[tuple[str, float, float, float]]) -> Judgement:
+        """Judge a message by its pieces: each with its whole loss, its surprise and its log odds of telling."""
+        judged = [Judgement(s >= self.surprise and t >= self.telling, s, t) for _, _, s, t in pieces]
+        best = max(judged, key=lambda one: (one.keep, one.telling))
+        kept = [index for index, one in enumerate(judged) if one.keep]
+        most = math.ceil(len(message.split()) / LONG)
+        told = sorted(sorted(kept, key=lambda index: pieces[index][1], reverse=True)[:most])
+        if not told or len(told) == len(pieces):
+            return best
+        return replace(best, worth=" ".join(pieces[index][0] for index in told))
