@@ -23,7 +23,8 @@ def judge(tmp_path, monkeypatch):
 
     def surprise(heads, lines):
         told[:] = lines
-        return [torch.tensor([-1.0, -9.0 if "Otto" in line else -0.1]) for line in lines]
+        rest = [[-0.1] * line.count("very") for line in lines]
+        return [torch.tensor([-1.0, -9.0 if "Otto" in line else -0.1, *more]) for line, more in zip(lines, rest)]
 
     monkeypatch.setattr(selector._after, "log_likelihood", surprise)
     monkeypatch.setattr(selection, "read_at_end", lambda *arguments: None)
@@ -46,3 +47,11 @@ def test_of_a_long_message_only_what_tells_something_is_worth_a_dream(judge):
     assert long.worth == TOLD
     assert not chatter.keep
     assert chatter.worth is None
+
+
+def test_of_much_that_tells_the_sentences_that_tell_most_are_worth_a_dream(judge):
+    told = [
+        f"Otto said very {'very ' * count}many things today and I wrote all of them down." for count in (1, 0, 2, 1)
+    ]
+    (long,) = judge([" ".join(told)])
+    assert long.worth == f"{told[0]} {told[2]}", "one for every 40 of 57 words, in their order; of equals the first"

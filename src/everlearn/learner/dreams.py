@@ -280,9 +280,17 @@ def split_passage(text: str) -> list[str]:
     line = " ".join(text.split())
     if len(line.split()) <= LONG:
         return [line]
-    parts = [part.split() for part in sentences(line)]
-    cut = [" ".join(part[start : start + LONG]) for part in parts for start in range(0, len(part), LONG)]
+    cut = [" ".join(part) for sentence in sentences(line) for part in _halved(sentence.split())]
     return [part for part in cut if len(part.split()) > 2] or [" ".join(line.split()[:LONG])]
+
+
+def _halved(part: list[str]) -> list[list[str]]:
+    """Return the words of a sentence in parts of at most ``LONG``, cut in two behind the mark nearest to the middle."""
+    if len(part) <= LONG:
+        return [part]
+    marks = [at for at in range(1, len(part)) if _ended(part[at - 1])] or range(1, len(part))
+    at = min(marks, key=lambda at: abs(at - len(part) / 2))
+    return _halved(part[:at]) + _halved(part[at:])
 
 
 def in_context(parts: Sequence[str]) -> list[tuple[str, str]]:

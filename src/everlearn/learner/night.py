@@ -195,14 +195,18 @@ def _follows(
     """
     rows = []
     for pair, item in pairs.items():
-        answer = item.dream.answer.casefold()
-        said = next((part for last, part in in_context(sentences(item.said)) if answer in last.casefold()), item.said)
-        rows += [(pair, said, part) for _, part in in_context(sentences(new[pair[0]][0]))]
+        rows += [(pair, _said(item), part) for _, part in in_context(sentences(new[pair[0]][0]))]
     gains = dreamer.follows([said for _, said, _ in rows], [part for *_, part in rows])
     found: dict[tuple[int, Answer], float] = {}
     for (pair, *_), gain in zip(rows, gains, strict=True):
         found[pair] = max(found.get(pair, gain), gain)
     return found
+
+
+def _said(item: Kept) -> str:
+    """Return the sentence in which the old answer was told, with the one before it; or all, if it is in none."""
+    answer = item.dream.answer.casefold()
+    return next((part for last, part in in_context(sentences(item.said)) if answer in last.casefold()), item.said)
 
 
 def _answers(
@@ -220,7 +224,7 @@ def _answers(
     """
     found = [""] * len(asked)
     passages, questions = [new[number][0] for number, *_ in asked], [item.dream.question for *_, item in asked]
-    before, said = [item.dream.answer for *_, item in asked], [item.said for *_, item in asked]
+    before, said = [item.dream.answer for *_, item in asked], [_said(item) for *_, item in asked]
 
     def of(which: Sequence[int], texts: Sequence[str]) -> list[str]:
         return [texts[i] for i in which]
