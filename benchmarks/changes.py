@@ -45,6 +45,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="judge every n-th pair of a kind")
     parser.add_argument("--json", type=Path, default=Path("docs/results/changes.json"))
     given = parser.parse_args()
+    if given.every < 1:
+        parser.error(f"--every: got {given.every}, expected at least 1")
     lines = (Path(__file__).parent / "changes.jsonl").read_text(encoding="utf-8").splitlines()
     kinds = [kind for kind, count in KINDS.items() for _ in range(count)]
     dreamer, rows = SelfStudyDreamer(*load_model(given.model)), []
