@@ -2,7 +2,7 @@
 
 One memory that ``everlearn eval diary`` kept (``OUT.work/everlearn-SEED/day-N``) is examined as it is, with the gate
 shut a little further or less, and with another least likeness from which a slot begins a reply or goes on with one:
-what it costs to leak less.
+what it costs to leak less, and to invent less of what was never told.
 """
 
 from __future__ import annotations
@@ -22,14 +22,11 @@ from everlearn.evals.diary_methods import Everlearn, Setting
 from everlearn.evals.results import provenance, write_json
 from everlearn.learner.anchor import ASKING_SLOPE
 from everlearn.learner.learner import Learner
-from everlearn.memories.slots import ASKED, SPOKEN, SlotMemory
+from everlearn.memories.slots import ASKED, SPOKEN
 from everlearn.models.hub import DEFAULT_MODEL, load_model
-from everlearn.models.stacking import continua
 
-SHUT = (-1.0, -0.5, 0.5, 1.0, 2.0)  # in log odds
-BEGIN, GO_ON = (0.25, 0.4), (0.5, 0.7)  # likeness
-
-NARROWER = {"shut": 0.5, "begin": 0.25}  # both at once: the defaults of the fifth round
+SHUT = (-1.0, -0.5, 0.5, 1.0)  # in log odds
+BEGIN, GO_ON = (0.2, 0.25, 0.3, 0.35, 0.4), (0.5,)  # likeness
 
 
 def examine(data: Path, split: str, memory: Path, night: int, model: str) -> list[dict[str, Any]]:
@@ -45,7 +42,6 @@ def examine(data: Path, split: str, memory: Path, night: int, model: str) -> lis
         usual = {"shut": 0.0, "begin": ASKED, "go_on": SPOKEN}
         moved = [
             {},
-            NARROWER,
             *({"shut": s} for s in SHUT),
             *({"begin": s} for s in BEGIN),
             *({"go_on": s} for s in GO_ON),
@@ -63,10 +59,8 @@ def move(learner: Learner, bias: Tensor, *, shut: float, begin: float, go_on: fl
     """Shut the gate by ``shut`` log odds from ``bias``, and let slots begin and go on from those likenesses on."""
     gate = learner._weights.gate
     gate.set_(gate.weight, bias - ASKING_SLOPE * shut)
-    for continuum in continua(learner.model).values():
-        for memory in continuum.memories:
-            if isinstance(memory, SlotMemory):
-                memory.asked, memory.spoken = begin, go_on
+    for memory in learner._weights.slots:
+        memory.asked, memory.spoken = begin, go_on
 
 
 def main() -> None:

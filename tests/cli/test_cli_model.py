@@ -84,6 +84,21 @@ def test_ask_several_questions_gives_a_list(everlearn, tiny):
     assert (code, "expected some words" in err) == (1, True)
 
 
+def test_ask_says_of_what_it_was_reminded(everlearn, tiny):
+    everlearn("tell", "The parrot sings.")
+    everlearn("sleep")
+    found = everlearn("ask", "Who sings?", "--max-tokens", 3, "--why", "--json").json
+    (only,) = found["reminded"]
+    assert only.keys() == {"observation", "likeness", "heard"}
+    assert only["observation"]["text"] == "The parrot sings."
+    mark = "*" if only["heard"] else " "
+    line = f"  {mark} {only['likeness']:.2f}  1: The parrot sings."
+    assert everlearn("ask", "Who sings?", "--max-tokens", 3, "--why").out == f"{found['reply']}\n{line}\n"
+    shy = everlearn("ask", "Who sings?", "--max-tokens", 3, "--caution", 1, "--why", "--json").json
+    assert not shy["reminded"][0]["heard"]
+    assert everlearn("ask", "Who sings?", "--caution", 2).code == 2
+
+
 def test_chat_journals_what_is_said_and_keeps_the_conversation(everlearn, tiny, monkeypatch):
     from everlearn.learner.learner import Learner
 

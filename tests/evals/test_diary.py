@@ -18,7 +18,7 @@ MEASURES = {
     *("recall_direct", "recall_paraphrase", "recall_indirect", "retention_day1", "updates", "updates_stale"),
     *("forgotten", "forgotten_likelihood", "forgotten_noise", "locality_top1", "locality_kl", "leak"),
     *("perplexity_ratio", "sleep_seconds_per_fact", "bytes_per_user", "bytes_on_disk", "chat_tokens_per_second"),
-    *("chat_speed_ratio", "rejected"),
+    *("chat_speed_ratio", "rejected", "invented"),
 }
 
 

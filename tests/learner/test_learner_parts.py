@@ -11,6 +11,7 @@ from lives import SAID, ids, logits, states
 
 from everlearn.errors import InvalidArgument, SleepRejected
 from everlearn.learner.consolidation import Schedule, SelfStudyObjective
+from everlearn.learner.dreams import Dream
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.store import MemoryStore
 from everlearn.learner.weights import Layout
@@ -139,3 +140,46 @@ def test_faster_levels_do_not_spoil_the_check(learner):
     report = one.sleep()
     assert report.learning is not None
     assert report.learning.agreement > 0.9
+
+
+def test_a_question_tells_which_observations_it_brings_up(learner):
+    dreamer = tiny_learner.simple_from_pretrained().keywords["dreamer"]
+    dreamer.dream = lambda passages, *_: [[Dream(f"{w}? {p}", p, p) for w in ("What", "Who")] for p in passages]
+    one = learner(dreamer=dreamer)
+    question = "Who? The parrot sings."
+    assert one.reminded(question) == []
+    one.observe("I live by the sea.")
+    one.observe("The parrot sings.")
+    one.sleep()
+    first, second = one.reminded(question)
+    assert (first.observation.text, second.observation.text) == ("The parrot sings.", "I live by the sea.")
+    assert 1.0 >= first.likeness > second.likeness
+    assert (first.heard, second.heard) == (True, False)
+    assert one.ask(question, max_new_tokens=1) == one.tokenizer.decode(one.tokenizer("The").input_ids[:1])
+    assert [item.observation.id for item in one.reminded(question, most=1)] == [2]
+    one.forget(2)
+    assert [item.observation.id for item in one.reminded(question)] == [1]
+
+
+def test_a_cautious_memory_says_nothing_where_it_is_not_sure(learner, pair):
+    one = learner()
+    one.observe("The parrot sings.")
+    one.sleep()
+    question = next(row.payload["question"] for row in one.store.dreams() if not row.payload["echo"])
+    known = one.ask(question, max_new_tokens=4)
+    one.close()
+    shy = learner(caution=1.0)
+    base = learner("empty").ask(question, max_new_tokens=4)
+    assert known != base
+    assert shy.ask(question, max_new_tokens=4) == base
+    assert not shy.reminded(question)[0].heard
+
+
+@pytest.mark.parametrize("caution", [1.5, "high"])
+def test_caution_is_a_cosine_of_slots(learner, caution):
+    with pytest.raises(InvalidArgument, match=r"caution: got .*expected a cosine from -1 to 1"):
+        learner(caution=caution)
+    with pytest.raises(InvalidArgument, match=r"caution: got 0.3, .*a layout of slots"):
+        learner("trained", caution=0.3, layout=Layout(width=4))
+    with pytest.raises(InvalidArgument, match="layout: got one that is trained by gradient"):
+        learner("other", layout=Layout(width=4)).reminded("Who sings?")

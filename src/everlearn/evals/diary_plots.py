@@ -11,7 +11,7 @@ from everlearn.evals.results import interval, read_results, write_text
 COLUMNS = (
     *("recall_direct", "recall_paraphrase", "recall_indirect", "retention_day1", "updates"),
     *("forgotten", "forgotten_likelihood", "forgotten_noise"),
-    *("locality_top1", "locality_kl", "leak", "perplexity_ratio"),
+    *("locality_top1", "locality_kl", "leak", "invented", "perplexity_ratio"),
     *("sleep_seconds_per_fact", "bytes_per_user", "chat_tokens_per_second", "chat_speed_ratio", "rejected"),
 )
 PANELS = {"locality_top1": "top-1 agreement with the base", "leak": "neutral replies with a personal answer"}

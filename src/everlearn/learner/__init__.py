@@ -10,6 +10,7 @@ from typing import Any
 
 _EXPORTS = {
     "Learner": "everlearn.learner.learner",
+    "Reminder": "everlearn.learner.learner",
     "Schedule": "everlearn.learner.consolidation",
     "SelfStudyDreamer": "everlearn.learner.dreams",
     "SelfStudyObjective": "everlearn.learner.consolidation",

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.errors import FingerprintError, InvalidArgument
-from everlearn.learner.anchor import Anchor
+from everlearn.learner.anchor import Anchor, read_pairs
 from everlearn.learner.chat import Message, stream_reply
 from everlearn.learner.consolidation import Consolidator, Objective, Optimizer, Report, Schedule, adamw
 from everlearn.learner.dreams import Dream, Dreamer, SelfStudyDreamer
@@ -57,6 +57,21 @@ class SleepReport:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Reminder:
+    """An observation that a question brings up.
+
+    Attributes:
+        observation: what was told.
+        likeness: of the question to those dreamt of it, a cosine in the memory's coordinates.
+        heard: whether the reply begins with what it says.
+    """
+
+    observation: Observation
+    likeness: float
+    heard: bool
+
+
 class Learner:
     """A causal LM with one user's memory. Made by :meth:`from_pretrained`; best used as a context manager.
 
@@ -72,6 +87,7 @@ class Learner:
         *,
         levels: Sequence[Level] = (),
         layout: Layout | None = None,
+        caution: float | None = None,
         seed: int = 0,
         dreamer: Dreamer | None = None,
         selector: SelectorFactory = SurpriseSelector,
@@ -99,6 +115,8 @@ class Learner:
         self._stream = Stream(self.model) if any(level.every for level in levels) else None
         self._day = [level.name for level in levels]
         self._weights.load(store.load_state())
+        if caution is not None:
+            self._be_cautious(caution)
 
     @classmethod
     def from_pretrained(
@@ -117,7 +135,9 @@ class Learner:
             memory: the user's folder, one process at a time; or an open store, or anything with its methods.
             tokenizer: of a model given as an object.
             create: whether to make the folder.
-            parts: ``levels`` (faster levels, each with a period; they live for the day), ``layout``, ``seed``,
+            parts: ``levels`` (faster levels, each with a period; they live for the day), ``layout``, ``caution`` (the
+                least likeness, a cosine, of a question to a dreamt one for the memory to answer: with .15, the
+                default, it tries every question about the user's life, with .35 those that it knows well), ``seed``,
                 ``dreamer``, ``selector``, ``schedule``, ``consolidator``, ``voice``, ``progress``; with a ``layout``
                 that is trained by gradient also ``objective`` and ``optimizer``.
 
@@ -183,6 +203,28 @@ class Learner:
         return "".join(
             stream_reply(self.model, self.tokenizer, question, max_new_tokens=max_new_tokens, **generate)
         ).strip()
+
+    def reminded(self, question: str, most: int = 3) -> list[Reminder]:
+        """Return the observations that ``question``, asked in an empty conversation, brings up, the likest first.
+
+        Args:
+            question: what is asked.
+            most: how many are returned.
+
+        Raises:
+            InvalidArgument: the memory is not one of slots: weights that are trained do not tell what they come from.
+        """
+        if not self._weights.slots:
+            raise InvalidArgument(
+                "layout: got one that is trained by gradient, expected slots, which say whose they are"
+            )
+        memory = self._weights.slots[-1]
+        below, above = read_pairs(self._weights.split, self.tokenizer, [question])[0].chunk(2)
+        near = sorted(memory.likeness(above).items(), key=lambda item: -item[1])[:most]
+        opened = bool(memory.opening(above, self._weights.gate.raw(below)) > 0)
+        known = {item.id: item for item in self.store.history()}
+        heard = [opened and index == 0 and value > memory.asked for index, (_, value) in enumerate(near)]
+        return [Reminder(known[number], value, own) for (number, value), own in zip(near, heard, strict=True)]
 
     # asleep
 
@@ -355,6 +397,12 @@ class Learner:
                 raise InvalidArgument(f"what: got {what}, expected ids of observations that are not forgotten")
             return ids
         return find_observations(live, what)
+
+    def _be_cautious(self, least: float) -> None:
+        if not isinstance(least, int | float) or not -1 <= least <= 1 or not self._weights.slots:
+            raise InvalidArgument(f"caution: got {least!r}, expected a cosine from -1 to 1, and a layout of slots")
+        for memory in self._weights.slots:
+            memory.asked = float(least)
 
     def _live(self, text: str) -> None:
         """Let the faster levels read what the user said."""

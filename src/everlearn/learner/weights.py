@@ -123,6 +123,12 @@ class Weights:
         return memory.gate
 
     @property
+    def slots(self) -> list[SlotMemory]:
+        """The slow level's memories of slots, lowest layer first; none in a layout that is trained by gradient."""
+        memories = (memory for continuum in continua(self.model).values() for memory in continuum.memories)
+        return [memory for memory in memories if isinstance(memory, SlotMemory)]
+
+    @property
     def split(self) -> SplitModel:
         """The stack, cut below the slow level's lowest memory; the faster levels must be at their start."""
         if self._split is None:

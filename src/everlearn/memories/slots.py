@@ -227,6 +227,12 @@ class SlotMemory(nn.Module):
             raw = raw + torch.minimum(TRUST * (near - foil), most)
         return raw.clamp(0, 1)
 
+    @torch.no_grad()
+    def likeness(self, read: Tensor) -> dict[int, float]:
+        """Return for each owner how like x/rms(x) [d] is to the likest of its slots that begin a reply (a cosine)."""
+        owners, near = self.owners[self.begins], self._prepared().begun @ self.coordinates(True, read)
+        return {owner: float(near[owners == owner].max()) for owner in owners.unique().tolist()}
+
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x + delta(x)``."""
         return x + self.delta(x)
