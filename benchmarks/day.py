@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim import AdamW
 
 from everlearn.evals.diary_data import Diary, contains, load_diary
@@ -43,11 +44,14 @@ def levels(names: tuple[str, ...], rate: float) -> list[Level]:
 
 
 def lived(base: Any, tokenizer: Any, diary: Diary, day: int, faster: list[Level], neutral: int) -> dict[str, float]:
-    """Return what is measured of one day, in nats a token or shares, and how long hearing a message took."""
+    """Return what is measured of one day, in nats a token or shares, and how long it takes to hear a message and keep it."""
     prompts = [chat_prompt(tokenizer, prompt) for prompt in diary.neutral[:neutral]]
     said = replies(base, tokenizer, prompts)
-    with tempfile.TemporaryDirectory() as folder:
-        learner = Learner.from_pretrained(base, memory=Path(folder) / "memory", tokenizer=tokenizer, levels=faster)
+    torch.manual_seed(day)  # the faster memories begin at random
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Learner.from_pretrained(base, memory=Path(folder) / "memory", tokenizer=tokenizer, levels=faster) as learner,
+    ):
         model, heard, before, seconds = learner.model, diary.messages(day, 0, SMALLTALK), [], 0.0
         for message in heard:
             before += log_likelihoods(model, tokenizer, ["\n"], [message])
@@ -57,7 +61,7 @@ def lived(base: Any, tokenizer: Any, diary: Diary, day: int, faster: list[Level]
         facts = diary.on(day)
         asked = [chat_prompt(tokenizer, fact.questions[0]) for fact in facts]
         answered = replies(model, tokenizer, asked)
-        found = {
+        return {
             "before": -statistics.mean(before),
             "again": -statistics.mean(log_likelihoods(model, tokenizer, ["\n"] * len(heard), heard)),
             "answer": -statistics.mean(log_likelihoods(model, tokenizer, asked, [fact.answer() for fact in facts])),
@@ -65,8 +69,6 @@ def lived(base: Any, tokenizer: Any, diary: Diary, day: int, faster: list[Level]
             "top1": locality(model, base, tokenizer, prompts, prompts, said).top1,
             "seconds a message": seconds / len(heard),
         }
-        learner.close()
-    return found
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from tiny_diary import HOME, QUESTIONS, Reciter, write_data, write_model
+from tiny_diary import FACTS, HOME, QUESTIONS, Reciter, write_data, write_model
 
 from everlearn.errors import InvalidArgument, SleepRejected
 from everlearn.evals import diary as module
@@ -60,6 +60,13 @@ class Grumpy(Reciter):
         raise SleepRejected("no")
 
 
+class Babbling(Reciter):
+    """Replies to everything with all that it was told."""
+
+    def reply(self, questions):
+        return [" ".join(self.told) for _ in questions]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model"))
@@ -73,7 +80,7 @@ def data(tmp_path):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     Logged.log, Logged.kill_after = [], None
-    named = {"logged": Logged, "grumpy": Grumpy, "frozen": Method, "forgetful": Stale}
+    named = {"logged": Logged, "grumpy": Grumpy, "frozen": Method, "forgetful": Stale, "babbling": Babbling}
     monkeypatch.setattr(module, "registry", lambda: named)
     monkeypatch.setattr(diary_measures, "SPEED_TOKENS", 3)
     monkeypatch.setattr(diary_measures, "REPLY_TOKENS", 4)
@@ -201,6 +208,25 @@ def test_processes_with_seeds_of_their_own_fill_one_file(data, model, tmp_path):
     results = go(data, model, out, days=2, seeds=2)
     assert sorted((row["seed"], row["day"]) for row in results["rows"]) == [(s, d) for s in range(3) for d in (1, 2)]
     assert [line["seeds"] for line in results["summary"]] == [2, 2]
+
+
+def test_what_is_answered_without_having_been_told_is_invented(data, model, tmp_path, monkeypatch):
+    rows = go(data, model, tmp_path / "out.json", methods=("logged", "babbling"))["rows"]
+    found = {(row["method"], row["day"]): row["invented"] for row in rows}
+    assert [found["logged", day] for day in (1, 2, 3)] == [0.0, 0.0, None]
+    assert [found["babbling", day] for day in (1, 2, 3)] == [1.0, 1.0, None]
+    everything = " ".join(fact["said"] for fact in FACTS)
+    monkeypatch.setattr(diary_measures.Reference, "replies", lambda self, questions: [everything] * len(questions))
+    rows = go(data, model, tmp_path / "base.json", methods=("babbling",))["rows"]
+    assert [row["invented"] for row in rows] == [0.0, 0.0, None], "what the base says too is not"
+
+
+def test_a_measure_that_only_later_rows_have_is_summed_up():
+    rows = [{"method": "m", "seed": seed, "day": 1, "facts": 3} for seed in (0, 1)]
+    rows[1]["invented"] = 0.5
+    (line,) = summary(rows, ["m"], [0, 1])
+    assert line["invented"]["n"] == 1
+    assert line["invented"]["mean"] == 0.5
 
 
 def test_only_the_chosen_nights_are_measured(data, model, tmp_path):

@@ -92,6 +92,7 @@ def test_retrieval_puts_the_nearest_messages_before_the_question(setting, monkey
     method.forget("I live in Bergen.")
     assert "Bergen" not in method.prompts(["Where do I live?"])[0]
     assert method.bytes() > 3 * 4 * 4
+    assert method.reply([]) == []
 
 
 def test_what_is_not_installed_is_named(setting, monkeypatch):

@@ -83,6 +83,18 @@ def test_gate_divides_dreams_from_the_voice(parts):
     assert not gate(read[:1, :start]).any(), "the beginning of all prompts must stay the base's"
 
 
+def test_examples_of_many_lengths_are_read_as_one_by_one(parts):
+    _, tokenizer, split, *_ = parts
+    said = ["by the sea " * (7 * k % 11) + "Who sings?" for k in range(40)]
+    examples = encode_examples(tokenizer, [(message, "The parrot sings.") for message in said])
+    together = run_trunk(split, examples)
+    assert together.read.shape[:2] == together.hidden.shape[:2] == examples.ids.shape
+    for row, length in enumerate(examples.lengths.tolist()):
+        alone = split.trunk(examples.ids[row : row + 1, :length])
+        torch.testing.assert_close(together.hidden[row, :length], alone.hidden[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.read[row, :length], alone.read[0], rtol=1e-4, atol=1e-5)
+
+
 def test_shared_beginning_changes_no_result(parts):
     work = consolidator(parts, passes=3)
     work.learn(DREAMS, [], torch.Generator().manual_seed(0), quiet)

@@ -329,6 +329,8 @@ def test_long_messages_are_dreamt_of_by_the_sentence():
     assert len(" ".join(endless).split()) == 1000
     clauses = "after all these years and " * 6 + "in the rain; so we took the early train to the coast and slept"
     assert split_passage(clauses) == clauses.replace("; ", ";\n").split("\n"), "cut behind a mark, not in the midst"
+    late = "the name that my old grandmother gave " * 6 + "is this: Nils."
+    assert " ".join(split_passage(late)) == late, "no end is cut off that would be too short"
 
 
 def test_real_sampling_runs_on_any_model(tmp_path):

@@ -12,6 +12,7 @@ from lives import SAID, ids, logits, states
 from everlearn.errors import InvalidArgument, SleepRejected
 from everlearn.learner.consolidation import Schedule, SelfStudyObjective
 from everlearn.learner.dreams import Dream
+from everlearn.learner.selection import Judgement
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.store import MemoryStore
 from everlearn.learner.weights import Layout
@@ -142,10 +143,16 @@ def test_faster_levels_do_not_spoil_the_check(learner):
     assert report.learning.agreement > 0.9
 
 
-def test_a_question_tells_which_observations_it_brings_up(learner):
+@pytest.fixture
+def asks():
+    """A dreamer that asks of each passage in its own words."""
     dreamer = tiny_learner.simple_from_pretrained().keywords["dreamer"]
     dreamer.dream = lambda passages, *_: [[Dream(f"{w}? {p}", p, p) for w in ("What", "Who")] for p in passages]
-    one = learner(dreamer=dreamer)
+    return dreamer
+
+
+def test_a_question_tells_which_observations_it_brings_up(learner, asks):
+    one = learner(dreamer=asks)
     question = "Who? The parrot sings."
     assert one.reminded(question) == []
     one.observe("I live by the sea.")
@@ -157,8 +164,14 @@ def test_a_question_tells_which_observations_it_brings_up(learner):
     assert (first.heard, second.heard) == (True, False)
     assert one.ask(question, max_new_tokens=1) == one.tokenizer.decode(one.tokenizer("The").input_ids[:1])
     assert [item.observation.id for item in one.reminded(question, most=1)] == [2]
+    with pytest.raises(InvalidArgument, match="most: got 0, expected at least 1"):
+        one.reminded(question, most=0)
     one.forget(2)
     assert [item.observation.id for item in one.reminded(question)] == [1]
+    first = one.reminded("What? I live by the sea.")[0]
+    gate = one._weights.gate
+    gate.set_(gate.weight, gate.bias - 1e6)
+    assert (first.heard, one.reminded("What? I live by the sea.")[0].heard) == (True, False)
 
 
 def test_a_cautious_memory_says_nothing_where_it_is_not_sure(learner, pair):
@@ -175,7 +188,36 @@ def test_a_cautious_memory_says_nothing_where_it_is_not_sure(learner, pair):
     assert not shy.reminded(question)[0].heard
 
 
-@pytest.mark.parametrize("caution", [1.5, "high"])
+def test_what_is_written_and_checked_does_not_depend_on_caution(learner, asks):
+    strict = Schedule(recall=0.3, agreement=0.0, retries=0)
+    one = learner(caution=1.0, schedule=strict, dreamer=asks)
+    one.observe("The parrot sings.")
+    one.observe("I live by the sea.")
+    assert one.sleep().night == 1
+    one.forget(2)
+    assert states(one) == ["consolidated", "forgotten"]
+
+
+def test_what_is_to_be_remembered_is_dreamt_of_whole(learner):
+    class Part:
+        def __init__(self, *arguments):
+            pass
+
+        def judge(self, messages):
+            return [Judgement(True, 1.0, 1.0, "The parrot sings.") for _ in messages]
+
+    one = learner(selector=Part)
+    whole = "It rained. The parrot sings."
+    one.observe(whole)
+    one.observe(whole, remember=True)
+    one.sleep()
+    assert {(row.observation, row.payload["answer"]) for row in one.store.dreams()} == {
+        (1, "The parrot sings."),
+        (2, whole),
+    }
+
+
+@pytest.mark.parametrize("caution", [1.5, "high", True])
 def test_caution_is_a_cosine_of_slots(learner, caution):
     with pytest.raises(InvalidArgument, match=r"caution: got .*expected a cosine from -1 to 1"):
         learner(caution=caution)

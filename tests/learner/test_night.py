@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -192,6 +193,12 @@ def test_of_long_messages_sentences_are_compared_each_with_the_one_before():
             self.seen = list(zip(passages, later))
             return [FOLLOWS if "Boise" in text else -99.0 for text in later]
 
+        def about(self, passages, questions):
+            self.read += passages
+            return super().about(passages, questions)
+
+        read: ClassVar[list[str]] = []
+
     judge = Sentences()
     home = [kept(1, 7, "Where is my house?", "Oh well. We laughed. The house is in Duluth. So it goes")]
     home = [replace(home[0], dream=replace(home[0].dream, answer="duluth"))]
@@ -199,6 +206,7 @@ def test_of_long_messages_sentences_are_compared_each_with_the_one_before():
     old = "We laughed. The house is in Duluth."
     new = ["Hello!", "Hello! What a day!", "What a day! Now the house is in Boise"]
     assert judge.seen == [(old, part) for part in new]
+    assert judge.read == ["Hello! What a day! Now the house is in Boise", old], "not the whole old message"
     assert given(judge, "my house is as old as it ever was", home)[0] == []
 
 

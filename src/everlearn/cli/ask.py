@@ -41,6 +41,6 @@ def ask(
 
 
 def _told(reminder: Reminder) -> str:
-    """Return a line on what was told: its likeness, its number, a mark if the reply comes from it, its text."""
+    """Return a line on what was told: a mark if it speaks where the reply begins, its likeness, number and text."""
     mark = "*" if reminder.heard else " "
-    return f"  {mark} {reminder.likeness:.2f}  {reminder.observation.id}: {reminder.observation.text}"
+    return f"  {mark} {reminder.likeness:.2f}  {reminder.observation.id}: {' '.join(reminder.observation.text.split())}"

@@ -253,7 +253,7 @@ def summary(rows: Sequence[Row], names: Sequence[str], seeds: Sequence[int]) -> 
         for day in sorted({row["day"] for row in mine}):
             today = [row for row in mine if row["day"] == day]
             line: dict[str, Any] = {"method": name, "day": day, "seeds": len(today)}
-            for measure in today[0]:
+            for measure in dict.fromkeys(measure for row in today for measure in row):
                 values = [row.get(measure) for row in today]
                 if measure not in (*KEYS, "commit", "measured") and not any(isinstance(v, dict | str) for v in values):
                     known = [float(value) for value in values if value is not None]

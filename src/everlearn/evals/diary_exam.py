@@ -41,7 +41,7 @@ class Exam:
         return {**figures, **forgotten, **self._text(method), **self._speed(method)}, [*record, *gone]
 
     def recall_and_locality(self, method: Method, night: int) -> tuple[Figures, list[Figures]]:
-        """Return the measures of what was told and still holds, and of neutral prompts, and all replies to both."""
+        """Return the measures of what was told and holds, of neutral prompts and what was not told, and all replies."""
         asked, record = self._ask(method, night)
         neutral, seen = self._neutral(method, night)
         invented, untold = self._untold(method, night)

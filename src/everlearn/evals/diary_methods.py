@@ -226,7 +226,7 @@ class Retrieval(Journalled):
         new = [text for text in dict.fromkeys(self.told) if text not in self._vectors]
         if new:
             self._vectors.update(zip(new, self._embed(new), strict=True))
-        if not self.told:
+        if not self.told or not questions:
             return super().prompts(questions)
         likeness = self._embed(questions) @ torch.stack([self._vectors[text] for text in self.told]).T
         nearest = likeness.topk(min(self.top_k, len(self.told))).indices.sort().values.tolist()

@@ -29,6 +29,7 @@ from everlearn.learner.sampling import Prompt
 from everlearn.learner.voice import greedy_replies
 
 LONG = 40  # words; a longer message is dreamt of sentence by sentence
+FEWEST = 3  # words of a sentence of such, or of a part of one
 SHOWN = 5  # records of practice that are shown before a passage
 NEAR = 24  # those like it whose questions lend their beginnings
 BEGINNING = 2  # words of such
@@ -281,15 +282,15 @@ def split_passage(text: str) -> list[str]:
     if len(line.split()) <= LONG:
         return [line]
     cut = [" ".join(part) for sentence in sentences(line) for part in _halved(sentence.split())]
-    return [part for part in cut if len(part.split()) > 2] or [" ".join(line.split()[:LONG])]
+    return [part for part in cut if len(part.split()) >= FEWEST] or [" ".join(line.split()[:LONG])]
 
 
 def _halved(part: list[str]) -> list[list[str]]:
     """Return the words of a sentence in parts of at most ``LONG``, cut in two behind the mark nearest to the middle."""
     if len(part) <= LONG:
         return [part]
-    marks = [at for at in range(1, len(part)) if _ended(part[at - 1])] or range(1, len(part))
-    at = min(marks, key=lambda at: abs(at - len(part) / 2))
+    inner = range(FEWEST, len(part) - FEWEST + 1)
+    at = min([at for at in inner if _ended(part[at - 1])] or inner, key=lambda at: abs(at - len(part) / 2))
     return _halved(part[:at]) + _halved(part[at:])
 
 

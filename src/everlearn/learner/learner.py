@@ -64,7 +64,7 @@ class Reminder:
     Attributes:
         observation: what was told.
         likeness: of the question to those dreamt of it, a cosine in the memory's coordinates.
-        heard: whether the reply begins with what it says.
+        heard: whether it speaks where the reply begins: the gate is open there, and no other is as like.
     """
 
     observation: Observation
@@ -209,17 +209,20 @@ class Learner:
 
         Args:
             question: what is asked.
-            most: how many are returned.
+            most: how many are returned, at most.
 
         Raises:
-            InvalidArgument: the memory is not one of slots: weights that are trained do not tell what they come from.
+            InvalidArgument: ``most`` is below 1, or the memory is not one of slots: trained weights do not tell what they
+                come from.
         """
         if not self._weights.slots:
             raise InvalidArgument(
                 "layout: got one that is trained by gradient, expected slots, which say whose they are"
             )
+        if most < 1:
+            raise InvalidArgument(f"most: got {most}, expected at least 1")
         memory = self._weights.slots[-1]
-        below, above = read_pairs(self._weights.split, self.tokenizer, [question])[0].chunk(2)
+        below, above = read_pairs(self._weights.split, self.tokenizer, [question])[0].to(memory.lean.dtype).chunk(2)
         near = sorted(memory.likeness(above).items(), key=lambda item: -item[1])[:most]
         opened = bool(memory.opening(above, self._weights.gate.raw(below)) > 0)
         known = {item.id: item for item in self.store.history()}
@@ -245,7 +248,7 @@ class Learner:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.store.head + 1)
         self._progress("selecting what to keep", 0.0)
         judged = self._make_selector().judge([item.text for item in heard])
-        chosen = [(item, j.worth or item.text) for item, j in zip(heard, judged, strict=True) if _wanted(item, j)]
+        chosen = [(item, _worth(item, j)) for item, j in zip(heard, judged, strict=True) if _wanted(item, j)]
         wanted = [item for item, _ in chosen]
         dreamer = self._make_dreamer()
         dreams = dreamer.dream([text for _, text in chosen], generator, self._progress) if wanted else []
@@ -399,7 +402,8 @@ class Learner:
         return find_observations(live, what)
 
     def _be_cautious(self, least: float) -> None:
-        if not isinstance(least, int | float) or not -1 <= least <= 1 or not self._weights.slots:
+        number = isinstance(least, int | float) and not isinstance(least, bool)
+        if not number or not -1 <= least <= 1 or not self._weights.slots:
             raise InvalidArgument(f"caution: got {least!r}, expected a cosine from -1 to 1, and a layout of slots")
         for memory in self._weights.slots:
             memory.asked = float(least)
@@ -436,6 +440,11 @@ class Learner:
             )
         weights = self._weights
         return make(weights.split, self.tokenizer, weights.gate, weights.anchor, **how)
+
+
+def _worth(item: Observation, judged: Judgement) -> str:
+    """Return what is dreamt of: all of what is to be remembered, else what tells something."""
+    return item.text if item.meta.get("remember") else judged.worth or item.text
 
 
 def _wanted(item: Observation, judged: Judgement) -> bool:

@@ -18,7 +18,7 @@ from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import Examples, encode_examples, run_trunk
 from everlearn.learner.metric import whitener
 from everlearn.memories.gated import Gate
-from everlearn.memories.slots import ANYBODY, SlotMemory
+from everlearn.memories.slots import ANYBODY, ASKED, SlotMemory
 from everlearn.models.trunk import Activations, SplitModel
 
 MARGIN = 12.0  # logits by which a slot alone makes its token the likeliest
@@ -92,6 +92,7 @@ class SlotConsolidator:
         if not isinstance(memory, SlotMemory):
             raise InvalidArgument(f"level: got {level!r} with a {type(memory).__name__}, expected a SlotMemory")
         self.memory = memory
+        memory.asked = ASKED  # the split's own: what is written and checked does not depend on who is cautious
 
     def learn(
         self,
