@@ -212,8 +212,7 @@ class Learner:
             most: how many are returned, at most.
 
         Raises:
-            InvalidArgument: ``most`` is below 1, or the memory is not one of slots: trained weights do not tell what they
-                come from.
+            InvalidArgument: ``most`` is below 1, or the memory is not one of slots (trained weights do not tell).
         """
         if not self._weights.slots:
             raise InvalidArgument(
