@@ -44,7 +44,7 @@ def levels(names: tuple[str, ...], rate: float) -> list[Level]:
 
 
 def lived(base: Any, tokenizer: Any, diary: Diary, day: int, faster: list[Level], neutral: int) -> dict[str, float]:
-    """Return what is measured of one day, in nats a token or shares, and how long hearing and keeping a message takes."""
+    """Return what is measured of one day, in nats a token or shares, and the seconds that hearing a message takes."""
     prompts = [chat_prompt(tokenizer, prompt) for prompt in diary.neutral[:neutral]]
     said = replies(base, tokenizer, prompts)
     torch.manual_seed(day)  # the faster memories begin at random
