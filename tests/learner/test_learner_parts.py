@@ -198,14 +198,31 @@ def test_what_is_written_and_checked_does_not_depend_on_caution(learner, asks):
     assert states(one) == ["consolidated", "forgotten"]
 
 
+class Part:
+    """Finds one sentence of every message worth a dream."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def judge(self, messages):
+        return [Judgement(True, 1.0, 1.0, "The parrot sings.") for _ in messages]
+
+
+def test_old_questions_are_put_to_what_is_worth_a_dream(learner, asks):
+    read = []
+    asks.follows = lambda passages, later: read.extend(later) or [0.0 for _ in later]
+    asks.about = lambda passages, questions: read.extend(passages) or [9.0 for _ in passages]
+    one = learner(selector=Part, dreamer=asks)
+    one.observe("It rained. The parrot sings.")
+    one.sleep()
+    assert read == []
+    one.observe("Oh dear. The parrot sings.")
+    one.sleep()
+    assert "The parrot sings." in read
+    assert not any("Oh dear" in text for text in read)
+
+
 def test_what_is_to_be_remembered_is_dreamt_of_whole(learner):
-    class Part:
-        def __init__(self, *arguments):
-            pass
-
-        def judge(self, messages):
-            return [Judgement(True, 1.0, 1.0, "The parrot sings.") for _ in messages]
-
     one = learner(selector=Part)
     whole = "It rained. The parrot sings."
     one.observe(whole)

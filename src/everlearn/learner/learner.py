@@ -254,7 +254,7 @@ class Learner:
         new = {item.id: found for item, found in zip(wanted, dreams, strict=True) if found}
         dismissed = [item.id for item in heard if item.id not in new and not item.meta.get("remember")]
         old = kept_dreams(self.store)
-        texts = {item.id: item.text for item in wanted}
+        texts = {item.id: text for item, text in chosen}
         given = superseded(dreamer, {key: (texts[key], found) for key, found in new.items()}, old)
         report, night = None, None
         if new:
