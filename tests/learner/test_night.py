@@ -187,6 +187,16 @@ def test_the_less_a_passage_is_about_the_question_the_more_it_must_follow(now, f
     assert given(Given(), "my house is in Boise", home)[0] == gone
 
 
+@pytest.mark.parametrize(("more", "gone"), [(10, [1]), (25, [])])
+def test_a_long_sentence_must_follow_by_more(more, gone):
+    class Given(Judge):
+        def about(self, passages, questions):
+            return [9.0 if "Boise" in passage else 10.0 for passage in passages]
+
+    home = [kept(1, 7, "Where is my house?", "the house is in Duluth")]
+    assert given(Given(), f"my {'very ' * more}old house is in Boise", home)[0] == gone
+
+
 def test_of_long_messages_sentences_are_compared_each_with_the_one_before():
     class Sentences(Judge):
         def follows(self, passages, later):

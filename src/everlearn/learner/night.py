@@ -18,6 +18,7 @@ RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to 
 MOST = 0.5  # share of the questions that must have another answer
 ABOUT = 2.0  # nats by which the new passage must make a question likelier
 FOLLOWS = 10.0  # by which the old passage makes the new one likelier, that count as much as being all about a question
+USUAL = 15  # words of a sentence, for the nats of a longer one to be counted as if it had no more
 CHANGED = 1.5  # what both must come to
 STILL = -6.0  # nats by which the new passage must give another answer rather than the old one
 LIKE = 20.0  # nats by which, no passage read, the new answer may be less likely than the old one: else of another kind
@@ -191,15 +192,17 @@ def _follows(
 ) -> dict[tuple[int, Answer], float]:
     """Return by how many nats what was said of each old answer makes something in the new passage likelier.
 
-    Sentences are compared, each with the one before it: long messages are in some way alike, whatever they say.
+    Sentences are compared, each with the one before it: long messages are in some way alike, whatever they say. So are
+    long sentences, of which every word becomes likelier: what counts is the gain of ``USUAL`` words.
     """
     rows = []
     for pair, item in pairs.items():
         rows += [(pair, _said(item), part) for _, part in in_context(sentences(new[pair[0]][0]))]
     gains = dreamer.follows([said for _, said, _ in rows], [part for *_, part in rows])
     found: dict[tuple[int, Answer], float] = {}
-    for (pair, *_), gain in zip(rows, gains, strict=True):
-        found[pair] = max(found.get(pair, gain), gain)
+    for (pair, _, part), gain in zip(rows, gains, strict=True):
+        share = gain * min(1.0, USUAL / max(len(words(part)), 1))
+        found[pair] = max(found.get(pair, share), share)
     return found
 
 
