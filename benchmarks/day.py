@@ -81,8 +81,10 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--json", type=Path, default=Path("docs/results/day.json"))
     given = parser.parse_args()
-    base, tokenizer = load_model(given.model)
     diary, rows = load_diary(given.data, given.split), []
+    if not 1 <= given.days <= diary.days:
+        parser.error(f"--days: got {given.days}, expected 1 to {diary.days}")
+    base, tokenizer = load_model(given.model)
     for name, clocks, rate in VARIANTS:
         days = [
             lived(base, tokenizer, diary, day, levels(clocks, rate), given.neutral) for day in range(1, given.days + 1)

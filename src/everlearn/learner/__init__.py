@@ -10,7 +10,7 @@ from typing import Any
 
 _EXPORTS = {
     "Learner": "everlearn.learner.learner",
-    "Reminder": "everlearn.learner.learner",
+    "Reminder": "everlearn.learner.reports",
     "Schedule": "everlearn.learner.consolidation",
     "SelfStudyDreamer": "everlearn.learner.dreams",
     "SelfStudyObjective": "everlearn.learner.consolidation",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,12 +13,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.errors import FingerprintError, InvalidArgument
-from everlearn.learner.anchor import Anchor, read_pairs
+from everlearn.learner.anchor import Anchor
 from everlearn.learner.chat import Message, stream_reply
 from everlearn.learner.consolidation import Consolidator, Objective, Optimizer, Report, Schedule, adamw
 from everlearn.learner.dreams import Dream, Dreamer, SelfStudyDreamer
 from everlearn.learner.journal import diff_nights, find_observations
 from everlearn.learner.night import Kept, before_knowing, choose_replay, holding, kept_dreams, relearned, superseded
+from everlearn.learner.reports import Reminder, SleepReport
 from everlearn.learner.sampling import encode
 from everlearn.learner.selection import Judgement, Selector, SurpriseSelector
 from everlearn.learner.slots import SlotConsolidator
@@ -34,42 +34,6 @@ from everlearn.models.trunk import SplitModel
 
 Progress = Callable[[str, float], None]
 SelectorFactory = Callable[[PreTrainedModel, PreTrainedTokenizerBase, SplitModel, Anchor], Selector]
-
-
-@dataclass(frozen=True)
-class SleepReport:
-    """What a sleep did.
-
-    Attributes:
-        night: number of the new night, None when there was nothing to learn.
-        consolidated: ids of the observations learned.
-        dismissed: ids of those judged to be small talk, or of which nothing could be dreamt.
-        superseded: ids of older observations some of whose dreams gave way to what was told later.
-        learning: what the consolidation measured, None when there was nothing to learn.
-        seconds: of the whole sleep.
-    """
-
-    night: int | None
-    consolidated: tuple[int, ...]
-    dismissed: tuple[int, ...]
-    superseded: tuple[int, ...]
-    learning: Report | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Reminder:
-    """An observation that a question brings up.
-
-    Attributes:
-        observation: what was told.
-        likeness: of the question to those dreamt of it, a cosine in the memory's coordinates.
-        heard: whether it speaks where the reply begins: the gate is open there, and no other is as like.
-    """
-
-    observation: Observation
-    likeness: float
-    heard: bool
 
 
 class Learner:
@@ -116,7 +80,7 @@ class Learner:
         self._day = [level.name for level in levels]
         self._weights.load(store.load_state())
         if caution is not None:
-            self._be_cautious(caution)
+            self._weights.be_cautious(caution)
 
     @classmethod
     def from_pretrained(
@@ -214,19 +178,12 @@ class Learner:
         Raises:
             InvalidArgument: ``most`` is below 1, or the memory is not one of slots (trained weights do not tell).
         """
-        if not self._weights.slots:
-            raise InvalidArgument(
-                "layout: got one that is trained by gradient, expected slots, which say whose they are"
-            )
         if most < 1:
             raise InvalidArgument(f"most: got {most}, expected at least 1")
-        memory = self._weights.slots[-1]
-        below, above = read_pairs(self._weights.split, self.tokenizer, [question])[0].to(memory.lean.dtype).chunk(2)
-        near = sorted(memory.likeness(above).items(), key=lambda item: -item[1])[:most]
-        opened = bool(memory.opening(above, self._weights.gate.raw(below)) > 0)
+        likeness, heard = self._weights.reminded(question)
+        near = sorted(likeness, key=likeness.__getitem__, reverse=True)[:most]
         known = {item.id: item for item in self.store.history()}
-        heard = [opened and index == 0 and value > memory.asked for index, (_, value) in enumerate(near)]
-        return [Reminder(known[number], value, own) for (number, value), own in zip(near, heard, strict=True)]
+        return [Reminder(known[number], likeness[number], number == heard) for number in near]
 
     # asleep
 
@@ -399,13 +356,6 @@ class Learner:
                 raise InvalidArgument(f"what: got {what}, expected ids of observations that are not forgotten")
             return ids
         return find_observations(live, what)
-
-    def _be_cautious(self, least: float) -> None:
-        number = isinstance(least, int | float) and not isinstance(least, bool)
-        if not number or not -1 <= least <= 1 or not self._weights.slots:
-            raise InvalidArgument(f"caution: got {least!r}, expected a cosine from -1 to 1, and a layout of slots")
-        for memory in self._weights.slots:
-            memory.asked = float(least)
 
     def _live(self, text: str) -> None:
         """Let the faster levels read what the user said."""

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument
-from everlearn.learner.anchor import Anchor, load_anchor
+from everlearn.learner.anchor import Anchor, load_anchor, read_pairs
 from everlearn.learner.voice import Voice, load_voice
 from everlearn.levels import Level
 from everlearn.memories.gated import Gate, GatedMemory, gated_memories
@@ -127,6 +127,26 @@ class Weights:
         """The slow level's memories of slots, lowest layer first; none in a layout that is trained by gradient."""
         memories = (memory for continuum in continua(self.model).values() for memory in continuum.memories)
         return [memory for memory in memories if isinstance(memory, SlotMemory)]
+
+    def be_cautious(self, least: float) -> None:
+        """Let no slot begin a reply where a question is less like those dreamt than the cosine ``least``."""
+        number = isinstance(least, int | float) and not isinstance(least, bool)
+        if not number or not -1 <= least <= 1 or not self.slots:
+            raise InvalidArgument(f"caution: got {least!r}, expected a cosine from -1 to 1, and a layout of slots")
+        for memory in self.slots:
+            memory.asked = float(least)
+
+    def reminded(self, question: str) -> tuple[dict[int, float], int | None]:
+        """Return how like ``question`` is to what was dreamt of each observation, and which speaks, if any does."""
+        if not self.slots:
+            raise InvalidArgument("layout: got one that is trained by gradient, expected slots, which have owners")
+        memory = self.slots[-1]
+        below, above = read_pairs(self.split, self.tokenizer, [question])[0].to(memory.lean.dtype).chunk(2)
+        likeness = memory.likeness(above)
+        nearest = max(likeness, key=likeness.__getitem__, default=None)
+        if nearest is None or likeness[nearest] <= memory.asked or memory.opening(above, self.gate.raw(below)) <= 0:
+            return likeness, None
+        return likeness, nearest
 
     @property
     def split(self) -> SplitModel:
