@@ -327,6 +327,11 @@ def test_long_messages_are_dreamt_of_by_the_sentence():
     endless = split_passage("word " * 1000)
     assert max(len(part.split()) for part in endless) <= LONG
     assert len(" ".join(endless).split()) == 1000
+    assert split_passage(f"Hi! I'm Dr. Olsson. {'We had a lot of rain today. ' * 3}Bye now.") == [
+        "Hi! I'm Dr. Olsson.",
+        *["We had a lot of rain today."] * 2,
+        "We had a lot of rain today. Bye now.",
+    ]
     clauses = "after all these years and " * 6 + "in the rain; so we took the early train to the coast and slept"
     assert split_passage(clauses) == clauses.replace("; ", ";\n").split("\n"), "cut behind a mark, not in the midst"
     late = "the name that my old grandmother gave " * 6 + "is this: Nils."

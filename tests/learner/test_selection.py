@@ -1,4 +1,4 @@
-"""Selection: a message is kept for what surprises and tells something; of a long one only those sentences."""
+"""Selection: a message is kept for a sentence that surprises and tells something; of a long one only those count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def judge(tmp_path, monkeypatch):
 
     def surprise(heads, lines):
         told[:] = lines
-        rest = [[-0.1] * line.count("very") for line in lines]
+        rest = [[-1.0] * line.count("very") for line in lines]
         return [torch.tensor([-1.0, -9.0 if "Otto" in line else -0.1, *more]) for line, more in zip(lines, rest)]
 
     monkeypatch.setattr(selector._after, "log_likelihood", surprise)
@@ -49,9 +49,19 @@ def test_of_a_long_message_only_what_tells_something_is_worth_a_dream(judge):
     assert chatter.worth is None
 
 
+def test_a_message_that_ends_in_a_question_is_kept_for_what_it_tells(judge):
+    short, longer = judge(["My parrot is Otto. Any tips?", f"Hi! {TOLD} How do I teach him not to bite the cat?"])
+    assert short.keep
+    assert short.worth is None, "dreamt of as a whole"
+    assert longer.keep
+    assert longer.worth == f"Hi! {TOLD}", "what is too short goes with the next"
+
+
 def test_of_much_that_tells_the_sentences_that_tell_most_are_worth_a_dream(judge):
     told = [
-        f"Otto said very {'very ' * count}many things today and I wrote all of them down." for count in (1, 0, 2, 1)
+        f"Otto said very {'very ' * count}many things today and I wrote all of them down." for count in (6, 0, 9, 2)
     ]
     (long,) = judge([" ".join(told)])
-    assert long.worth == f"{told[0]} {told[2]}", "one for every 40 of 57 words, in their order; of equals the first"
+    losses = [10.0 + 1 + count for count in (6, 0, 9, 2)]
+    assert [loss >= selection.SHARE * max(losses) for loss in losses] == [True, False, True, True]
+    assert long.worth == f"{told[0]} {told[2]} {told[3]}", "in their order"

@@ -26,6 +26,7 @@ MARGIN = 0.3  # the tiny head's logits are small
 VOICE = tiny_learner.bare_voice(
     practice=(("Where is my house?", "Where do I live?", "What is my house?"), ("Who is my parrot?", "My parrot is?")),
     elsewhere=("Where is the sea?", "Who is the parrot of Otto?"),
+    assistant=("Where is your house?",),
 )
 DREAMS = {
     number: [Dream(f"My {thing}{end}", f"{name}. Your {thing}.", name) for end in ("?", " is?", " called?", " now?")]
@@ -134,6 +135,18 @@ def test_what_is_gone_is_no_longer_said(parts):
     begin = torch.arange(len(examples)), examples.asked
     assert (best[begin] != examples.targets[begin]).all()
     assert said(parts, DREAMS[1]) > 0.9
+
+
+def test_what_nobody_told_competes_and_what_the_assistant_is_asked_only_shuts_the_gate(parts):
+    _, tokenizer, split, anchor, _ = parts
+    learn(consolidator(parts))
+    memory, asked = slots(parts[0]), lambda texts: read_pairs(split, tokenizer, texts)
+    means = torch.stack([asked(group).chunk(2, -1)[1].mean(0) for group in VOICE.practice])
+    torch.testing.assert_close(anchor.rivals, means)
+    torch.testing.assert_close(memory.rivals.float(), means, atol=0.01, rtol=0.01)
+    theirs = asked(VOICE.assistant)
+    torch.testing.assert_close(anchor.outside[-1:], theirs)
+    assert len(memory.foils) == len(anchor.foils) == len(anchor.outside) - 1
 
 
 def test_the_gate_divides_where_a_reply_about_oneself_begins_from_the_rest(parts):

@@ -15,8 +15,10 @@ from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 from everlearn.memories.slots import (
     ASKED,
+    LEAD,
     LITERAL,
     LITERAL_MOST,
+    RIVALRY,
     SHARPNESS,
     SPOKEN,
     TRUST,
@@ -70,8 +72,10 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
     memory.lean.copy_(0.05 * torch.randn(D))
     if foils:
         memory.add_foils(torch.randn(3, D), torch.zeros(3))
+        memory.set_rivals(torch.cat([memory.keys[1:3].float(), torch.randn(2, D)]))
     memory.owners.copy_(torch.tensor([1, 1, 2, 2, 3, 1, 1, 2, 3]))
-    memory.asked, memory.spoken = 0.6, 0.5  # in few dimensions much is alike
+    least = 0.45 if foils else 0.6  # in few dimensions much is alike
+    memory.asked, memory.spoken = least, 0.5
     order = [0, 5, 6, 7, 2, 7, 5, 4, 8, 8, 9, 1, 9, 6]  # some go on behind their own, some behind another's, some alone
     places = torch.cat([memory.keys.float(), torch.zeros(1, D)])[order]
     places = (
@@ -80,21 +84,22 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
     speaker, spoke = None, 0
     for at, x in enumerate(places):
         unit = x.double() / x.double().pow(2).mean().add(1e-5).sqrt()
-        gate = float(bias + memory.lean.double() @ unit)
+        gate, bar = float(bias + memory.lean.double() @ unit), least
         if foils:
             P, c = memory.whitener[1].double(), memory.center[1].double()
             here = F.normalize((unit - c) @ P, dim=0)
-            begins, others = (
+            begins, others, rival = (
                 max(float(here @ F.normalize((key.double() - c) @ P, dim=0)) for key in keys)
-                for keys in (memory.keys[memory.begins], memory.foils)
+                for keys in (memory.keys[memory.begins], memory.foils, memory.rivals)
             )
+            bar = max(bar, RIVALRY * rival + LEAD)
             gate += min(TRUST * (begins - others), LITERAL_MOST if begins > LITERAL else TRUST_MOST)
         gate = min(max(gate, 0.0), 1.0)
         near = []
         for index, (key, begins) in enumerate(zip(memory.keys.double(), memory.begins.tolist())):
             P, c = memory.whitener[int(begins)].double(), memory.center[int(begins)].double()
             likeness = F.normalize((unit - c) @ P, dim=0) @ F.normalize((key - c) @ P, dim=0)
-            over, owner = float(likeness) - (0.6 if begins else 0.5), int(memory.owners[index])
+            over, owner = float(likeness) - (bar if begins else 0.5), int(memory.owners[index])
             if over > 0 and (gate > 0 if begins else owner == speaker):
                 near.append((over, owner, (gate if begins else 1.0) * memory.values[index].double()))
         speaker = max(near, key=lambda found: found[0])[1] if near else None
@@ -291,3 +296,24 @@ def test_a_foil_shuts_the_gate_of_what_it_is_nearer_to(memory):
     assert torch.equal(memory(near), near)
     memory.drop([8])
     assert not torch.equal(memory(near), near)
+
+
+def test_a_rival_keeps_what_is_not_near_from_beginning_and_a_memory_without_rivals_reads_as_before(memory):
+    begin, _ = add(memory, 1, True)
+    far = rms_normalise(torch.randn(1, D))
+    unit = F.normalize(begin, dim=-1)
+    away = F.normalize(far - (far @ unit.T) * unit, dim=-1)
+    asked = D**0.5 * (0.3 * unit + (1 - 0.3**2) ** 0.5 * away)  # likeness 0.3
+    before = memory(asked)
+    assert not torch.equal(before, asked)
+    assert memory.bar(asked[0]) == pytest.approx(ASKED)
+    memory.set_rivals(away)
+    assert memory.bar(asked[0]) == pytest.approx(RIVALRY * (1 - 0.3**2) ** 0.5 + LEAD, abs=1e-3)
+    assert torch.equal(memory(asked), asked), "it may ask for that"
+    assert not torch.equal(memory(begin), begin), "what was told is still known"
+    memory.asked = 0.99
+    assert memory.bar(begin[0]) == pytest.approx(0.99), "caution holds beside it"
+    old = {name: tensor for name, tensor in memory.state_dict().items() if name != "rivals"}
+    restored = SlotMemory.completed({**old, "least": torch.zeros(1)})
+    assert restored["rivals"].shape == (0, D)
+    assert "least" not in restored

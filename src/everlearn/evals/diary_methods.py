@@ -351,7 +351,7 @@ def _without_echoes(setting: Setting) -> dict[str, Any]:
 
 
 def _unpractised(setting: Setting) -> dict[str, Any]:
-    return {"voice": replace(load_voice(setting.base, setting.tokenizer), practice=(), elsewhere=())}
+    return {"voice": replace(load_voice(setting.base, setting.tokenizer), practice=(), elsewhere=(), assistant=())}
 
 
 def registry() -> dict[str, Factory]:

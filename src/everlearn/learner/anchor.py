@@ -32,6 +32,8 @@ KEPT = [
     "moments",
     "inside",
     "outside",
+    "foils",
+    "rivals",
     "within",
     "centers",
     "scatters",
@@ -66,7 +68,11 @@ class Anchor:
             mean square 1, [layers, d, d].
         inside: what the lowest and the highest memory read where the reply to a question about one's own life would
             begin, the practice questions too, one beside the other and each scaled to mean square 1, [p, 2 d].
-        outside: the same for questions of the voice that may be trained on and for those that only look like it.
+        outside: the same for questions of the voice that may be trained on and for those that only look like it, also
+            those about the assistant.
+        foils: of these, but for the assistant's, what the highest memory reads, [q, d]: nearer to them than to what was
+            told, a question is not answered.
+        rivals: the mean of that over the wordings of each practice question, [g, d]: what else one may ask about.
         within: the same anywhere else in the voice's conversations, a part of them.
         centers: mean of what the highest memory reads, scaled to mean square 1, inside the voice's replies and at the
             end of its questions, [2, d].
@@ -85,6 +91,8 @@ class Anchor:
     moments: Tensor
     inside: Tensor
     outside: Tensor
+    foils: Tensor
+    rivals: Tensor
     within: Tensor
     centers: Tensor
     scatters: Tensor
@@ -152,6 +160,7 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     practised, heard = mine[: len(questions)].chunk(2, -1)[1], asked.chunk(2, -1)[1]
     scatter, count = within_scatter(practised, groups)
     scatter = scatter / max(count, 1) + VOICE_SHARE * torch.cov(heard.T)
+    outside = torch.cat([read_pairs(split, tokenizer, voice.elsewhere), asked[trained]])
     metric = learn_metric((practised - heard.mean(0)) @ whitener(scatter, RIDGES[1]), groups)
     anchor = Anchor(
         replies,
@@ -162,7 +171,11 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
         chatter,
         moments,
         inside=mine,
-        outside=torch.cat([read_pairs(split, tokenizer, voice.elsewhere), asked[trained]]),
+        outside=torch.cat([outside, read_pairs(split, tokenizer, voice.assistant)]),
+        foils=outside.chunk(2, -1)[1],
+        rivals=torch.stack([practised[groups == group].mean(0) for group in groups.unique()])
+        if len(groups)
+        else practised,
         within=both[trained][lived[trained]][::ELSEWHERE],
         centers=torch.stack([above.mean(0), heard.mean(0)]),
         scatters=torch.stack([torch.cov(above.T), scatter]),

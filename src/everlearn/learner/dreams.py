@@ -28,8 +28,9 @@ from everlearn.learner.practice import Practice, Record
 from everlearn.learner.sampling import Prompt
 from everlearn.learner.voice import greedy_replies
 
-LONG = 40  # words; a longer message is dreamt of sentence by sentence
-FEWEST = 3  # words of a sentence of such, or of a part of one
+SHORT = 15  # words; a longer message is dreamt of sentence by sentence
+LONG = 40  # words; a longer sentence is cut in two
+FEWEST = 3  # words of a sentence that is dreamt of by itself, or of a part of one
 SHOWN = 5  # records of practice that are shown before a passage
 NEAR = 24  # those like it whose questions lend their beginnings
 BEGINNING = 2  # words of such
@@ -277,12 +278,23 @@ def _beginnings(near: Sequence[Record]) -> list[str]:
 
 
 def split_passage(text: str) -> list[str]:
-    """Return ``text`` on one line, or, when it is long, its sentences, none of more than ``LONG`` words."""
+    """Return what of ``text`` is dreamt of at a time: all on one line or, if that is long, its sentences."""
     line = " ".join(text.split())
-    if len(line.split()) <= LONG:
-        return [line]
-    cut = [" ".join(part) for sentence in sentences(line) for part in _halved(sentence.split())]
-    return [part for part in cut if len(part.split()) >= FEWEST] or [" ".join(line.split()[:LONG])]
+    return [line] if len(line.split()) <= SHORT else split_sentences(line)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences of ``text``, in parts of at most ``LONG`` words; very short ones go with the next."""
+    found: list[list[str]] = []
+    for part in (part for sentence in sentences(" ".join(text.split())) for part in _halved(sentence.split())):
+        if found and len(found[-1]) < FEWEST:
+            found[-1] += part
+        else:
+            found.append(part)
+    if len(found) > 1 and len(found[-1]) < FEWEST:
+        last = found.pop()
+        found[-1] += last
+    return [" ".join(part) for part in found]
 
 
 def _halved(part: list[str]) -> list[list[str]]:
@@ -300,8 +312,14 @@ def in_context(parts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of ``text``, as far as their marks tell."""
-    return [part for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", text) if part]
+    """Return the sentences of ``text``, as far as their marks tell; "Dr." and its like do not end one."""
+    found: list[str] = []
+    for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", text):
+        if found and re.search(r"\b[A-Z][^\Waeiouy]{0,2}\.$", found[-1]):
+            found[-1] += f" {part}"
+        elif part:
+            found.append(part)
+    return found
 
 
 def words(text: str) -> list[str]:

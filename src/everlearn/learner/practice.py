@@ -41,6 +41,7 @@ class Record:
         other: the plain question, asked about somebody else.
         role: the same, about somebody of whom only is said what they are to the user.
         advice: a request that touches the message without asking for what is new in it.
+        assistant: the plain question, asked about the assistant's own life.
     """
 
     said: str
@@ -50,9 +51,10 @@ class Record:
     other: str
     role: str
     advice: str
+    assistant: str
 
     def elsewhere(self) -> tuple[str, str, str, str]:
-        """Return the questions that are not to be answered with the message."""
+        """Return the questions about the world and others that are not to be answered with the message."""
         return self.world, self.other, self.role, self.advice
 
 

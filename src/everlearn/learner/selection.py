@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,10 +9,12 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner.anchor import Anchor, read_at_end, tells_something
-from everlearn.learner.dreams import LONG, split_passage
+from everlearn.learner.dreams import SHORT, split_sentences
 from everlearn.learner.prompts import STATEMENTS
 from everlearn.learner.sampling import Prompt
 from everlearn.models.trunk import SplitModel
+
+SHARE = 0.6  # of the loss of the sentence that tells the most, which another must have to be dreamt of too
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Selector(Protocol):
 
 
 class SurpriseSelector:
-    """Keeps what is surprising under the current memory and tells something of its speaker.
+    """Keeps what is surprising under the current memory and tells something of its speaker, sentence by sentence.
 
     Surprise is the loss of the two most surprising tokens of the message together; telling is a linear probe on the
     trunk, between what the base model says when it speaks of itself and when it merely chats or asks.
@@ -65,13 +66,14 @@ class SurpriseSelector:
         self._after = Prompt(model, tokenizer, STATEMENTS)
 
     def judge(self, messages: Sequence[str]) -> list[Judgement]:
-        """Return a judgement of each message; a long one is judged by its sentences, and kept if one of them is.
+        """Return a judgement of each message: kept if one of its sentences is, as "My dog is Pip. Any tips?" is.
 
-        Of a long one those are worth a dream that tell the most, by their whole loss: one for every ``LONG`` words.
+        Of a message that is not short those are worth a dream that tell the most: whose whole loss is at least
+        ``SHARE`` of the greatest.
         """
         if not messages:
             return []
-        parts = [split_passage(message) for message in messages]
+        parts = [split_sentences(message) for message in messages]
         lines = [piece for found in parts for piece in found]
         losses = self._after.log_likelihood(["\n"] * len(lines), lines)
         surprises = [float(-loss.topk(min(2, len(loss)), largest=False).values.sum()) for loss in losses]
@@ -80,12 +82,12 @@ class SurpriseSelector:
         return [self._whole(message, [next(pieces) for _ in found]) for message, found in zip(messages, parts)]
 
     def _whole(self, message: str, pieces: Sequence[tuple[str, float, float, float]]) -> Judgement:
-        """Judge a message by its pieces: each with its whole loss, its surprise and its log odds of telling."""
+        """Judge a message by its sentences: each with its whole loss, its surprise and its log odds of telling."""
         judged = [Judgement(s >= self.surprise and t >= self.telling, s, t) for _, _, s, t in pieces]
         best = max(judged, key=lambda one: (one.keep, one.telling))
         kept = [index for index, one in enumerate(judged) if one.keep]
-        most = math.ceil(len(message.split()) / LONG)
-        told = sorted(sorted(kept, key=lambda index: pieces[index][1], reverse=True)[:most])
-        if not told or len(told) == len(pieces):
+        most = max((pieces[index][1] for index in kept), default=0.0)
+        told = [index for index in kept if pieces[index][1] >= SHARE * most]
+        if not told or len(told) == len(pieces) or len(message.split()) <= SHORT:
             return best
         return replace(best, worth=" ".join(pieces[index][0] for index in told))

@@ -170,12 +170,12 @@ class SlotConsolidator:
 
     def _fit_gate(self, read: _Read, misses: Mapping[int, Sequence[Dream]], replay: Sequence[Dream]) -> None:
         """Fit the gate on this night's dreams and near misses and on those replayed; the misses become foils."""
+        self.memory.set_rivals(self.anchor.rivals)
         owners = [number for number, found in misses.items() for _ in found]
         near = self._asked([dream for found in misses.values() for dream in found])
         self.memory.add_foils(near.chunk(2, -1)[1], torch.tensor(owners))
         if not (self.memory.foil_owners == ANYBODY).any():
-            foils = self.anchor.outside.chunk(2, -1)[1]
-            self.memory.add_foils(foils, torch.full((len(foils),), ANYBODY))
+            self.memory.add_foils(self.anchor.foils, torch.full((len(self.anchor.foils),), ANYBODY))
         inside = torch.cat([read.asked(read.both), self._asked([dream for dream in replay if not dream.contrast])])
         outside = torch.cat([near, self._asked([dream for dream in replay if dream.contrast])])
         positions = torch.arange(read.examples.ids.shape[1])

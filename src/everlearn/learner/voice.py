@@ -41,6 +41,7 @@ class Voice:
         practice: questions about one thing of one's own life in several wordings, group by group; not the base's: texts
             that come with the package, or yours.
         elsewhere: questions in such words, but about the world or about somebody else; from where ``practice`` is.
+        assistant: such questions about the assistant's own life.
     """
 
     general: tuple[tuple[str, str], ...]
@@ -50,6 +51,7 @@ class Voice:
     chatter: tuple[str, ...]
     practice: tuple[tuple[str, ...], ...] = ()
     elsewhere: tuple[str, ...] = ()
+    assistant: tuple[str, ...] = ()
 
 
 def load_voice(
@@ -85,8 +87,12 @@ def load_voice(
 def _practised(voice: Voice) -> Voice:
     """Return ``voice`` with the practice texts of the package."""
     records = load_practice()
-    practice = tuple(record.questions for record in records)
-    return replace(voice, practice=practice, elsewhere=tuple(asked for r in records for asked in r.elsewhere()))
+    return replace(
+        voice,
+        practice=tuple(record.questions for record in records),
+        elsewhere=tuple(asked for record in records for asked in record.elsewhere()),
+        assistant=tuple(record.assistant for record in records),
+    )
 
 
 def make_voice(

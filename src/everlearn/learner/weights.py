@@ -144,7 +144,11 @@ class Weights:
         below, above = read_pairs(self.split, self.tokenizer, [question])[0].to(memory.lean.dtype).chunk(2)
         likeness = memory.likeness(above)
         nearest = max(likeness, key=likeness.__getitem__, default=None)
-        if nearest is None or likeness[nearest] <= memory.asked or memory.opening(above, self.gate.raw(below)) <= 0:
+        if (
+            nearest is None
+            or likeness[nearest] <= memory.bar(above)
+            or memory.opening(above, self.gate.raw(below)) <= 0
+        ):
             return likeness, None
         return likeness, nearest
 

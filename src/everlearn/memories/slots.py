@@ -24,14 +24,16 @@ ANYBODY = -1  # the owner of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
 ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
+RIVALRY, LEAD = 0.5, 0.03  # and above that share of the likeness to the nearest rival: it may ask for that, never told
 
 
 class _Prepared(NamedTuple):
-    """Slots that go on and slots that begin, apart: keys and foils as coordinates; of both values and owners."""
+    """Slots that go on and slots that begin, apart: their keys, foils and rivals as coordinates; values and owners."""
 
     spoken: Tensor
     begun: Tensor
     foils: Tensor
+    rivals: Tensor
     values: Tensor
     owners: Tensor
 
@@ -57,6 +59,11 @@ class SlotMemory(nn.Module):
     ``g = clamp(w . y/rms(y) + b + u . x/rms(x) + min(TRUST (near - foil), most), 0, 1)``, y what the gate reads, with
     ``most`` LITERAL_MOST where ``near`` is above LITERAL, TRUST_MOST elsewhere.
 
+    *Rivals* are other things that one may ask about: a slot begins a reply where its likeness is above ``asked`` and
+    above ``RIVALRY rival + LEAD``, ``rival`` that of the nearest of them. So a question about what was never told,
+    nearest to some slot though not near, is left to the base (as speaker verification sets a score beside those of
+    a cohort, Auckenthaler et al. 2000).
+
     All that it holds is buffers, whose number of rows grows with what is written; ``keys`` and ``values`` are float16.
 
     Args:
@@ -70,6 +77,7 @@ class SlotMemory(nn.Module):
         owners: to which observation it belongs, [m].
         spoken, asked: from which likeness on a slot that goes on, and one that begins a reply, is heard.
         foils, foil_owners: keys of foils [f, d], and to which observation they belong, or ``ANYBODY``, [f].
+        rivals: keys of rivals, [r, d].
         lean: u above, [d].
         center, whitener: c [2, d] and P [2, d, d], of the slots that go on and of those that begin a reply.
         scatter, counted: summed scatter [d, d] of the questions of all nights, and how many they were.
@@ -85,6 +93,7 @@ class SlotMemory(nn.Module):
         self.owners: Tensor
         self.foils: Tensor
         self.foil_owners: Tensor
+        self.rivals: Tensor
         self.lean: Tensor
         self.center: Tensor
         self.whitener: Tensor
@@ -96,6 +105,7 @@ class SlotMemory(nn.Module):
         self.register_buffer("owners", torch.zeros(0, dtype=torch.long))
         self.register_buffer("foils", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("foil_owners", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("rivals", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("lean", torch.zeros(hidden_size))
         self.register_buffer("center", torch.zeros(2, hidden_size))
         self.register_buffer("whitener", torch.eye(hidden_size).repeat(2, 1, 1))
@@ -118,12 +128,13 @@ class SlotMemory(nn.Module):
 
     @staticmethod
     def completed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return ``state`` of a memory of any version without ``least``, which slots once had each of their own."""
-        return {name: tensor for name, tensor in state.items() if name != "least"}
+        """Return ``state`` of a memory of any version: slots once had a ``least`` each, and no rivals."""
+        none = torch.zeros(0, state["keys"].shape[1], dtype=torch.float16)
+        return {"rivals": none, **{name: tensor for name, tensor in state.items() if name != "least"}}
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Give the buffers the number of rows of those in ``state``, in place, for a state to be loaded."""
-        for name in ("keys", "values", "begins", "owners", "foils", "foil_owners"):
+        for name in ("keys", "values", "begins", "owners", "foils", "foil_owners", "rivals"):
             own = getattr(self, name)
             own.data = own.new_zeros(len(state[name]), *own.shape[1:])
 
@@ -148,6 +159,11 @@ class SlotMemory(nn.Module):
         """Add foils: ``keys`` [f, d] like those of slots, ``owners`` [f]."""
         for own, more in ((self.foils, keys), (self.foil_owners, owners)):
             own.data = torch.cat([own, more.to(own.dtype)])
+
+    @torch.no_grad()
+    def set_rivals(self, keys: Tensor) -> None:
+        """Set the rivals: ``keys`` [r, d] like those of slots."""
+        self.rivals.data = keys.to(self.rivals.dtype)
 
     @torch.no_grad()
     def drop(self, owners: Collection[int]) -> None:
@@ -185,7 +201,8 @@ class SlotMemory(nn.Module):
         slots = self._prepared()
         read = rms_normalise(x.to(slots.values.dtype))
         on = self.coordinates(False, read) @ slots.spoken.T - self.spoken
-        new = self.coordinates(True, read) @ slots.begun.T - self.asked
+        asked = self.coordinates(True, read)
+        new = asked @ slots.begun.T - self._bar(asked)
         gate = self.opening(read, self._shared[0].opened_raw())
         scores = SHARPNESS * torch.cat([on, new], -1)
         heard = self._heard(scores, torch.cat([on > 0, (new > 0) & (gate > 0)], -1), turn)
@@ -227,6 +244,19 @@ class SlotMemory(nn.Module):
             raw = raw + torch.minimum(TRUST * (near - foil), most)
         return raw.clamp(0, 1)
 
+    def _bar(self, asked: Tensor) -> Tensor:
+        """Return the likeness [..., 1] above which slots begin a reply, for coordinates ``asked`` [..., d]."""
+        least = torch.full_like(asked[..., :1], self.asked)
+        rivals = self._prepared().rivals
+        if not len(rivals):
+            return least
+        return torch.maximum(least, RIVALRY * (asked @ rivals.T).amax(-1, True) + LEAD)
+
+    @torch.no_grad()
+    def bar(self, read: Tensor) -> float:
+        """Return the likeness above which a slot begins a reply, where the memory reads x/rms(x) [d]."""
+        return float(self._bar(self.coordinates(True, read)))
+
     @torch.no_grad()
     def likeness(self, read: Tensor) -> dict[int, float]:
         """Return for each owner how like x/rms(x) [d] is to the likest of its slots that begin a reply (a cosine)."""
@@ -239,15 +269,17 @@ class SlotMemory(nn.Module):
 
     def _prepared(self) -> _Prepared:
         """Return the slots as they are read, computed once a state."""
-        own = [tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.whitener, self.owners)]
+        own = [
+            tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.rivals, self.whitener, self.owners)
+        ]
         mark = tuple(number for tensor in own for number in (tensor.data_ptr(), tensor._version, len(tensor)))
         if self._ready is None or self._ready[0] != mark:
             keys, values, begins = self.keys.float(), self.values.float(), self.begins
             spoken, begun = self.coordinates(False, keys[~begins]), self.coordinates(True, keys[begins])
-            foils = self.coordinates(True, self.foils.float())
+            foils, rivals = (self.coordinates(True, rows.float()) for rows in (self.foils, self.rivals))
             ordered = torch.cat([values[~begins], values[begins]])
             owners = torch.cat([self.owners[~begins], self.owners[begins]])
-            made = _Prepared(spoken, begun, foils, ordered, owners)
+            made = _Prepared(spoken, begun, foils, rivals, ordered, owners)
             self._ready = mark, own, made  # ``own`` is held so that no other state can come to lie in its place
         return self._ready[2]
 
