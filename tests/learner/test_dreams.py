@@ -216,7 +216,7 @@ def test_what_is_asked_begins_as_the_questions_of_the_likest_practice_do(dreamer
     monkeypatch.setattr("everlearn.learner.dreams.Prompt", Said)
     monkeypatch.setattr(dreamer._asking, "sample", lambda tails, **options: ["is it? Nils." for _ in tails])
     monkeypatch.setattr(dreamer._judge, "scores", lambda text, answer, questions: [DROP for _ in questions])
-    dreamer._study(CAT, CAT, near, torch.Generator())
+    dreamer._study(CAT, near, torch.Generator())
     assert lists == ["".join(f"{r.said} -> {r.answer}: {r.questions[0]}\n" for r in near[-SHOWN:])]
     assert heads == [f"{CAT} -> Nils: {start}" for start in _beginnings(near)[: dreamer.samples]]
     first = " ".join(near[-1].questions[0].split()[:2])
@@ -311,6 +311,17 @@ def test_a_sentence_is_studied_with_the_one_before_it_but_answered_alone(dreamer
     assert got == [], "asked of two pieces with different answers"
     script.guesses, script.open = ["Nils"], ["What? Nils."]
     assert {dream.answer for dream in run(dreamer, passage)[0]} == {"Nils"}
+
+
+def test_what_was_said_just_before_may_be_the_answer(dreamer, script):
+    told = "Nils ate half a bar of soap in the garden. He is our old cat, and no wiser than a kitten."
+    script.open, script.guesses, script.ways = ["What? Nils."], ["Nils"], ["He is your old cat."]
+    script.scores = {"What is my cat called?": 1.0}
+    got = [dream for dream in run(dreamer, told)[0] if not dream.contrast]
+    assert f"{told} -> Nils: What" in script.heads
+    later = [dream for dream in got if dream.question.startswith("What is my cat called?")]
+    assert {(dream.answer, dream.reply) for dream in later} == {("Nils", "Nils.")}
+    assert any(dream.question.startswith("what ate half") and "old cat" in dream.question for dream in got), "an echo"
 
 
 def test_words_fold_case_and_accents():

@@ -125,9 +125,10 @@ class SelfStudyDreamer:
         kept, echoes = [], []
         for (_, text, context), near in zip(pieces, self._practice.nearest(texts, NEAR), strict=True):
             progress("dreaming", 0.8 * len(kept) / len(texts))
-            studied = self._study(text, context, near, generator)
+            studied = self._study(context, near, generator)
             kept.append([(question, answer) for answer, found in studied for question in found[: self.keep]])
-            echoes.append([(question, answer) for answer, _ in studied for question in _echoes(text, answer)])
+            within = [(text if answer in text else context, answer) for answer, _ in studied]
+            echoes.append([(question, answer) for said, answer in within for question in _echoes(said, answer)])
         ways = self._restate(texts, generator)
         dreams: list[list[Dream]] = [[] for _ in passages]
         for (index, text, _), found, echo, said in zip(pieces, _unambiguous(kept), echoes, ways, strict=True):
@@ -138,22 +139,20 @@ class SelfStudyDreamer:
         progress("dreaming", 1.0)
         return dreams
 
-    def _study(
-        self, text: str, context: str, near: Sequence[Record], generator: torch.Generator
-    ) -> list[tuple[str, list[str]]]:
-        """Return what is new in ``text``, the best first, each with the questions that it answers, best first.
+    def _study(self, context: str, near: Sequence[Record], generator: torch.Generator) -> list[tuple[str, list[str]]]:
+        """Return what is new in ``context``, the best first, each with the questions that it answers, best first.
 
         Without any question there is one answer, if the model finds any; of two a question has the likelier one.
 
         Args:
-            text: what is to be learned; the answer is in its words.
-            context: it with what was said just before, which may name what it is about.
+            context: what is to be learned with what was said just before, which may name what it is about ("Bo ate the
+                soap. She's our dog.").
             near: practice, the likest last.
             generator: of the sampling.
         """
         practice = self._list(near[-SHOWN:])
         questions, guesses = self._ask_openly(context, generator)
-        answers = self._answers(text, context, practice, guesses, generator)
+        answers = self._answers(context, practice, guesses, generator)
         starts = _beginnings(near)[: self.samples]
         studied: list[tuple[str, dict[str, float]]] = []  # answers, and the scores of their questions
         for answer in answers[:TRIED]:
@@ -197,10 +196,8 @@ class SelfStudyDreamer:
         parted = [prompts.joined(start, line).partition("?") for start, line in zip(starts, lines, strict=True)]
         return [question + mark for question, mark, _ in parted if mark], [answer for *_, answer in parted]
 
-    def _answers(
-        self, text: str, context: str, practice: Prompt, guesses: Sequence[str], generator: torch.Generator
-    ) -> list[str]:
-        """Return what may be new in ``text``, in its words, best first; nothing if the model finds no such.
+    def _answers(self, context: str, practice: Prompt, guesses: Sequence[str], generator: torch.Generator) -> list[str]:
+        """Return what may be new in ``context``, in its words, best first; nothing if the model finds no such.
 
         Of the ``guesses`` and as many without a question, those that are most often made and, by ``NEWS``, least likely
         without the passage: rare or complete phrases rather than common or clipped ones. What a question
@@ -208,7 +205,7 @@ class SelfStudyDreamer:
         """
         heads = [f"{context} ->"] * OPEN
         more = practice.sample(heads, max_new_tokens=12, generator=generator, temperature=1.0, stop=":")
-        asked, alone = (Counter(_as_told(guess, text) for guess in some) for some in (guesses, more))
+        asked, alone = (Counter(_as_told(guess, context) for guess in some) for some in (guesses, more))
         votes = asked + alone
         found = [answer for answer, count in votes.items() if answer and count > 1]
         blank = practice.log_likelihood([f"{NEUTRAL} ->"] * len(found), [f" {answer}:" for answer in found])
@@ -360,14 +357,16 @@ def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) 
 
     The answer comes first, so that the one token which decides between all that is known comes where the question was
     just read. Of the ``ways`` of saying the passage that have all the answers, are not much longer than it and not just
-    a part of it, the one with the fewest words of its own serves; if there is none, every answer stands alone.
+    a part of it, the one with the fewest words of its own serves; if there is none, every answer stands alone, and so
+    does one that is not in ``text`` but in what was said just before.
     """
     said, most = f" {' '.join(words(text))} ", 1.5 * len(words(text)) + 3
     fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
-    whole = [way for way in fit if all(_holds(way, answer) for _, answer in found)]
+    whole = [way for way in fit if all(_holds(way, answer) for _, answer in found if answer in text)]
     told = set(words(text))
     way = min(whole, key=lambda way: len(set(words(way)) - told), default="")
-    return [Dream(question, f"{alone(answer)} {way}".rstrip(), answer) for question, answer in found]
+    replies = {answer: f"{alone(answer)} {way if answer in text else ''}".rstrip() for _, answer in found}
+    return [Dream(question, replies[answer], answer) for question, answer in found]
 
 
 def alone(answer: str) -> str:
