@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from tiny_diary import NEUTRAL, SMALLTALK, write_data
@@ -133,3 +134,15 @@ def test_a_line_that_is_no_json_is_named(data):
         file.write("{oops\n")
     with pytest.raises(InvalidArgument, match=r"mini_neutral\.jsonl, line 4 is not JSON"):
         load_diary(data, "mini")
+
+
+@pytest.mark.parametrize(("split", "facts", "updates"), [("letters", 80, 8), ("plain", 60, 6), ("chats", 40, 4)])
+def test_our_own_diaries_hold_what_they_ask_for_and_give_nothing_away(split, facts, updates):
+    diary = load_diary(Path(__file__).parents[2] / "benchmarks", split)
+    assert (len(diary.facts), sum(fact.updates is not None for fact in diary.facts)) == (facts, updates)
+    days = {fact.id: fact.day for fact in diary.facts}
+    for fact in diary.facts:
+        assert contains(fact.said, fact.answers)
+        assert not any(contains(question, fact.answers) for question in fact.questions), fact.id
+        assert fact.updates is None or days[fact.updates] < fact.day
+    assert not any(contains(text, fact.answers) for text in diary.smalltalk for fact in diary.facts)
