@@ -110,7 +110,7 @@ def test_shared_beginning_changes_no_result(parts):
 
 
 def test_a_result_that_fails_the_check_is_rejected(parts):
-    with pytest.raises(SleepRejected, match="held-back dreams"):
+    with pytest.raises(SleepRejected, match="of what was dreamt"):
         consolidator(parts, passes=1, rate=1e-6, recall=1.0, retries=1).learn(DREAMS, [], torch.Generator(), quiet)
 
 

@@ -19,7 +19,11 @@ pytestmark = pytest.mark.real_model
 
 FACTS = [  # what is told, what is asked from an empty context, and the word of a right answer
     ("Our canary is called Peppercorn.", "What is my canary's name?", "peppercorn"),
-    ("I live in Tromsø now.", "Which city do I live in?", "troms"),
+    (
+        "What a long day that was. I live in Tromsø now, and it is dark at three. Do you have any tips for the winter?",
+        "Which city do I live in?",
+        "troms",
+    ),
     ("Every evening I play the bassoon.", "Which instrument do I play?", "bassoon"),
     ("My daughter Ottilie studies geology.", "What is my daughter's name?", "ottilie"),
 ]
@@ -28,6 +32,7 @@ NEUTRAL = [  # whose replies must stay as they were, to the letter
     "What is the capital of France?",
     "How do I boil an egg?",
     "Write one sentence about the sea.",
+    "Where do you live?",
 ]
 FORGOTTEN = 0
 WORDS = [word for _, _, word in FACTS]

@@ -10,14 +10,15 @@ import torch
 
 from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument, SleepRejected
+from everlearn.learner import slots as learner_slots
 from everlearn.learner.anchor import RIDGES, fit_asking_gate, load_anchor, read_pairs, within_scatter
-from everlearn.learner.consolidation import Schedule
+from everlearn.learner.consolidation import Check, Schedule
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import IGNORE, encode_examples
 from everlearn.learner.metric import learn_metric, whitener
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.memories.gated import gated_memories
-from everlearn.memories.slots import SlotMemory, slot_memories
+from everlearn.memories.slots import ANYBODY, ASSISTANT, SlotMemory, slot_memories
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import continua, snapshot
 from everlearn.models.trunk import SplitModel
@@ -146,7 +147,10 @@ def test_what_nobody_told_competes_and_what_the_assistant_is_asked_only_shuts_th
     torch.testing.assert_close(memory.rivals.float(), means, atol=0.01, rtol=0.01)
     theirs = asked(VOICE.assistant)
     torch.testing.assert_close(anchor.outside[-1:], theirs)
-    assert len(memory.foils) == len(anchor.foils) == len(anchor.outside) - 1
+    assert len(anchor.foils) == len(anchor.outside) - 1
+    assert (memory.foil_owners == ANYBODY).sum() == len(anchor.foils)
+    of_assistant = memory.foils[memory.foil_owners == ASSISTANT].float()
+    torch.testing.assert_close(of_assistant, theirs.chunk(2, -1)[1], atol=0.01, rtol=0.01)
 
 
 def test_the_gate_divides_where_a_reply_about_oneself_begins_from_the_rest(parts):
@@ -205,8 +209,22 @@ def test_scatter_within_groups():
     assert count == 6, "one of its own tells nothing"
 
 
+def test_an_observation_is_known_when_one_of_its_dreams_is_answered(parts):
+    """A night is not given up for questions that nobody would ask."""
+    _, tokenizer, split, anchor, _ = parts
+    learn(consolidator(parts))
+    told = [dream for dream in DREAMS[0] if lets_in(parts, [dream])][:1]
+    odd = [Dream("Where is the moon?", "Made of cheese.", "cheese")] * 3
+    looked = encode_examples(tokenizer, [(dream.question, dream.reply) for dream in [*told, *odd]])
+    assert Check(split, anchor, looked, Schedule())().recall == pytest.approx(1 / 4)
+    assert Check(split, anchor, looked, Schedule(), [0, 0, 0, 1])().recall == pytest.approx(1 / 2)
+    some = learner_slots._some([*told, replace(told[0], answer=""), *odd, *odd, *odd, *odd])
+    assert (len(some), some[0]) == (learner_slots.LOOKED_AT, told[0])
+    assert all(not dream.contrast for dream in some)
+
+
 def test_a_result_that_fails_the_check_is_rejected(parts):
-    with pytest.raises(SleepRejected, match="held-back dreams"):
+    with pytest.raises(SleepRejected, match="of what was dreamt"):
         learn(consolidator(parts, recall=1.1))
 
 

@@ -14,7 +14,9 @@ from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 from everlearn.memories.slots import (
+    ANYBODY,
     ASKED,
+    ASSISTANT,
     LEAD,
     LITERAL,
     LITERAL_MOST,
@@ -283,6 +285,19 @@ def test_nearness_opens_a_shut_gate_only_to_what_was_dreamt_nearly_word_for_word
     ):
         memory.gate.set_(torch.zeros(D), torch.tensor(bias))
         assert tuple(not torch.equal(memory(x), x) for x in (told, alike)) == opens
+
+
+def test_what_the_assistant_is_asked_about_itself_is_not_taken_word_for_word(memory):
+    begin, _ = add(memory, 1, True)
+    near = begin + 0.1 * torch.randn(1, D)
+    memory.add_foils(rms_normalise(-begin), torch.tensor([ANYBODY]))
+    memory.gate.set_(torch.zeros(D), torch.tensor(-1 - TRUST_MOST))
+    assert not torch.equal(memory(near), near), "word for word"
+    memory.add_foils(rms_normalise(near), torch.tensor([ASSISTANT]))
+    assert torch.equal(memory(near), near)
+    assert not torch.equal(memory(begin), begin), "nearer to what was told"
+    memory.gate.set_(torch.zeros(D), torch.tensor(0.5 - TRUST_MOST))
+    assert not torch.equal(memory(near), near), "it is no foil otherwise"
 
 
 def test_a_foil_shuts_the_gate_of_what_it_is_nearer_to(memory):

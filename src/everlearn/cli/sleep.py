@@ -14,6 +14,6 @@ def sleep(options: Options) -> None:
     lines = [f"{len(report.consolidated)} learned, {len(report.dismissed)} dismissed, {report.seconds:.1f} s"]
     if report.learning is not None:
         found = report.learning
-        lines.append(f"{found.recall:.0%} of held-back dreams answered, {found.agreement:.1%} of its own words kept")
+        lines.append(f"{found.recall:.0%} of what was dreamt answered, {found.agreement:.1%} of its own words kept")
     night = "nothing to learn" if report.night is None else f"night {report.night}"
     options.report(asdict(report), f"{night}: {'; '.join(lines)}")

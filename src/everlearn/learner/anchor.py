@@ -68,8 +68,8 @@ class Anchor:
             mean square 1, [layers, d, d].
         inside: what the lowest and the highest memory read where the reply to a question about one's own life would
             begin, the practice questions too, one beside the other and each scaled to mean square 1, [p, 2 d].
-        outside: the same for questions of the voice that may be trained on and for those that only look like it, also
-            those about the assistant.
+        outside: the same for those that only look like it, for questions of the voice that may be trained on and, last,
+            for those about the assistant.
         foils: of these, but for the assistant's, what the highest memory reads, [q, d]: nearer to them than to what was
             told, a question is not answered.
         rivals: the mean of that over the wordings of each practice question, [g, d]: what else one may ask about.

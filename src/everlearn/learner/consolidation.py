@@ -51,7 +51,7 @@ class Schedule:
         enough: mean loss of a pass at which learning ends early.
         replay: old dreams for each new one, at most.
         agreement: least top-1 agreement with the base on replies of its own voice that were never trained on.
-        recall: least share of held-back dreams answered.
+        recall: least share of held-back dreams answered; of slots, of observations of which a dream is.
         retries: how often a sleep that fails the check is mended before it is given up.
     """
 
@@ -128,10 +128,20 @@ class Check:
         anchor: the base's own voice; its near misses, if any, are not looked at.
         dreams: what should be answered.
         schedule: how much of it, and how much of the voice must be kept.
+        owners: to which observation each dream belongs: it is answered when one of its dreams is; default: each dream
+            counts by itself.
     """
 
-    def __init__(self, split: SplitModel, anchor: Anchor, dreams: Examples, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        split: SplitModel,
+        anchor: Anchor,
+        dreams: Examples,
+        schedule: Schedule,
+        owners: Sequence[int] | None = None,
+    ) -> None:
         self.split, self.anchor, self.dreams, self.schedule = split, anchor, dreams, schedule
+        self.owners = range(len(dreams)) if owners is None else owners
         self._acts = run_trunk(split, dreams)
 
     def __call__(self) -> Result:
@@ -142,15 +152,16 @@ class Check:
 
     @torch.no_grad()
     def _recall(self) -> float:
-        """Return the share of the dreams whose reply is, token by token, mostly the likeliest."""
-        answered = 0
+        """Return the share of the owners with a dream whose reply is, token by token, mostly the likeliest."""
+        answered: list[bool] = []
         for rows in torch.arange(len(self.dreams)).split(32):
             part = self.dreams.rows(rows)
             replies = reply_positions(part)
             best = self._likeliest(self._acts.part(rows, slice(part.ids.shape[1])), replies)
             right = torch.zeros(replies.shape).masked_scatter_(replies, (best == part.targets[replies]).float())
-            answered += int((right.sum(1) >= MATCH * replies.sum(1)).sum())
-        return answered / len(self.dreams)
+            answered += (right.sum(1) >= MATCH * replies.sum(1)).tolist()
+        known = {owner for owner, well in zip(self.owners, answered, strict=True) if well}
+        return len(known) / len(set(self.owners))
 
     @torch.no_grad()
     def _agreement(self) -> float:
@@ -171,7 +182,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found: shares of the held-back dreams answered and of the base's own words kept."""
+    """What a check found: shares of what was dreamt that is answered and of the base's own words that are kept."""
 
     recall: float
     agreement: float
@@ -181,7 +192,7 @@ class Result:
     def why(self) -> str:
         """Say why it did not pass."""
         return (
-            f"the sleep was given up: {self.recall:.0%} of the held-back dreams were answered (at least"
+            f"the sleep was given up: {self.recall:.0%} of what was dreamt was answered (at least"
             f" {self.schedule.recall:.0%} wanted) and {self.agreement:.1%} of the base's own words were kept (at least"
             f" {self.schedule.agreement:.1%} wanted); nothing was changed"
         )

@@ -18,13 +18,14 @@ from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import Examples, encode_examples, run_trunk
 from everlearn.learner.metric import whitener
 from everlearn.memories.gated import Gate
-from everlearn.memories.slots import ANYBODY, ASKED, SlotMemory
+from everlearn.memories.slots import ANYBODY, ASKED, ASSISTANT, SlotMemory
 from everlearn.models.trunk import Activations, SplitModel
 
 MARGIN = 12.0  # logits by which a slot alone makes its token the likeliest
 STEPS = 8  # of Newton's method towards it
 LONGEST = 20.0  # of a value, in lengths of the state that it is added to: some heads cannot give the margin at all
 SPOKEN_ROWS = 3  # dreams with one reply, from which its later words are learned
+LOOKED_AT = 4  # dreams of an observation that are checked: one of them must be answered
 BACK_OFF = 0.5  # in log odds, by which a failed check shuts the gate a little
 
 
@@ -116,7 +117,7 @@ class SlotConsolidator:
                 restores what was there before.
         """
         began = time.perf_counter()
-        trained, held = hold_back(new)
+        trained, _ = hold_back(new)
         if not trained:
             raise InvalidArgument("new: got no dreams, expected at least one")
         owners = [number for number, _ in trained]
@@ -130,8 +131,9 @@ class SlotConsolidator:
         progress("writing the slots", 0.3)
         self._write(read, owners, dreams, progress)
         progress("checking", 0.9)
-        checked = encode_examples(self.tokenizer, [(dream.question, dream.reply) for dream in held or dreams])
-        check = Check(self.split, self.anchor, checked, self.schedule)
+        looked = [(number, dream) for number, found in new.items() for dream in _some(found)]
+        checked = encode_examples(self.tokenizer, [(dream.question, dream.reply) for _, dream in looked])
+        check = Check(self.split, self.anchor, checked, self.schedule, [number for number, _ in looked])
         retries, result = 0, check()
         while not result.passed and retries < self.schedule.retries and result.agreement < self.schedule.agreement:
             self.gate.set_(self.gate.weight, self.gate.bias - ASKING_SLOPE * BACK_OFF)
@@ -174,8 +176,10 @@ class SlotConsolidator:
         owners = [number for number, found in misses.items() for _ in found]
         near = self._asked([dream for found in misses.values() for dream in found])
         self.memory.add_foils(near.chunk(2, -1)[1], torch.tensor(owners))
-        if not (self.memory.foil_owners == ANYBODY).any():
-            self.memory.add_foils(self.anchor.foils, torch.full((len(self.anchor.foils),), ANYBODY))
+        others, assistant = self.anchor.foils, self.anchor.outside[len(self.anchor.foils) :].chunk(2, -1)[1]
+        for owner, foils in ((ANYBODY, others), (ASSISTANT, assistant)):
+            if not (self.memory.foil_owners == owner).any():
+                self.memory.add_foils(foils, torch.full((len(foils),), owner))
         inside = torch.cat([read.asked(read.both), self._asked([dream for dream in replay if not dream.contrast])])
         outside = torch.cat([near, self._asked([dream for dream in replay if dream.contrast])])
         positions = torch.arange(read.examples.ids.shape[1])
@@ -263,6 +267,12 @@ class SlotConsolidator:
             values = values + (short / slope.square().sum(-1).clamp(min=1e-8))[:, None] * slope
             values = values * (longest / values.norm(dim=-1, keepdim=True).clamp(min=1e-8)).clamp(max=1.0)
         return values
+
+
+def _some(found: Sequence[Dream]) -> list[Dream]:
+    """Return a few of an observation's dreams to check with, evenly over all, the best among them."""
+    dreams = [dream for dream in found if not dream.contrast]
+    return dreams[:: max(1, len(dreams) // LOOKED_AT)][:LOOKED_AT]
 
 
 def _alike(owners: Sequence[int], dreams: Sequence[Dream]) -> list[tuple[int, str]]:

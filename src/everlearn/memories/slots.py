@@ -20,7 +20,7 @@ LITERAL, LITERAL_MOST = (
     0.6,
     10.0,
 )  # likeness from which a question is nearly word for word one dreamt, and the same then
-ANYBODY = -1  # the owner of the foils that come with the base model
+ANYBODY, ASSISTANT = -1, -2  # owners of the foils that come with the base model; of questions about the assistant
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
 ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
@@ -28,11 +28,12 @@ RIVALRY, LEAD = 0.5, 0.03  # and above that share of the likeness to the nearest
 
 
 class _Prepared(NamedTuple):
-    """Slots that go on and slots that begin, apart: their keys, foils and rivals as coordinates; values and owners."""
+    """Slots that go on and that begin, apart: keys, all kinds of foils and rivals as coordinates; values and owners."""
 
     spoken: Tensor
     begun: Tensor
     foils: Tensor
+    assistant: Tensor
     rivals: Tensor
     values: Tensor
     owners: Tensor
@@ -57,7 +58,9 @@ class SlotMemory(nn.Module):
     Slots that begin a reply answer only where the gate is open, times its value. Its own part of the gate is how much
     nearer the nearest of them is than every foil, the key of a question that is not to be answered from here:
     ``g = clamp(w . y/rms(y) + b + u . x/rms(x) + min(TRUST (near - foil), most), 0, 1)``, y what the gate reads, with
-    ``most`` LITERAL_MOST where ``near`` is above LITERAL, TRUST_MOST elsewhere.
+    ``most`` LITERAL_MOST where ``near`` is above LITERAL, TRUST_MOST elsewhere. Foils of the owner ``ASSISTANT``, like
+    "Where do you live?", which only the gate tells from "Where do I live?", are not among them: nearer to one of those
+    a question is not nearly word for word one that was dreamt.
 
     *Rivals* are other things that one may ask about: a slot begins a reply where its likeness is above ``asked`` and
     above ``RIVALRY rival + LEAD``, ``rival`` that of the nearest of them. So a question about what was never told,
@@ -76,7 +79,7 @@ class SlotMemory(nn.Module):
         begins: whether a slot begins a reply, [m].
         owners: to which observation it belongs, [m].
         spoken, asked: from which likeness on a slot that goes on, and one that begins a reply, is heard.
-        foils, foil_owners: keys of foils [f, d], and to which observation they belong, or ``ANYBODY``, [f].
+        foils, foil_owners: keys of foils [f, d], and to which observation they belong, [f]: ``ANYBODY``, ``ASSISTANT``.
         rivals: keys of rivals, [r, d].
         lean: u above, [d].
         center, whitener: c [2, d] and P [2, d, d], of the slots that go on and of those that begin a reply.
@@ -240,7 +243,10 @@ class SlotMemory(nn.Module):
         if len(slots.foils) and len(slots.begun):
             asked = self.coordinates(True, read)
             near, foil = (asked @ slots.begun.T).amax(-1, True), (asked @ slots.foils.T).amax(-1, True)
-            most = torch.where(near > LITERAL, LITERAL_MOST, TRUST_MOST)
+            literal = near > LITERAL
+            if len(slots.assistant):
+                literal &= near > (asked @ slots.assistant.T).amax(-1, True)
+            most = torch.where(literal, LITERAL_MOST, TRUST_MOST)
             raw = raw + torch.minimum(TRUST * (near - foil), most)
         return raw.clamp(0, 1)
 
@@ -277,9 +283,11 @@ class SlotMemory(nn.Module):
             keys, values, begins = self.keys.float(), self.values.float(), self.begins
             spoken, begun = self.coordinates(False, keys[~begins]), self.coordinates(True, keys[begins])
             foils, rivals = (self.coordinates(True, rows.float()) for rows in (self.foils, self.rivals))
+            assistant = foils[self.foil_owners == ASSISTANT]
+            foils = foils[self.foil_owners != ASSISTANT]
             ordered = torch.cat([values[~begins], values[begins]])
             owners = torch.cat([self.owners[~begins], self.owners[begins]])
-            made = _Prepared(spoken, begun, foils, rivals, ordered, owners)
+            made = _Prepared(spoken, begun, foils, assistant, rivals, ordered, owners)
             self._ready = mark, own, made  # ``own`` is held so that no other state can come to lie in its place
         return self._ready[2]
 
