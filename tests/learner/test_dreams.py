@@ -19,6 +19,7 @@ from everlearn.learner.dreams import (
     _answered,
     _beginnings,
     _echoes,
+    sentences,
     split_passage,
     words,
 )
@@ -342,6 +343,13 @@ def test_long_messages_are_dreamt_of_by_the_sentence():
         "Hi! I'm Dr. Olsson.",
         *["We had a lot of rain today."] * 2,
         "We had a lot of rain today. Bye now.",
+    ]
+    question = "What shall I cook tonight for all of my family and their many friends? Any idea?"
+    assert split_passage(f"I'm vegan. {question}") == ["I'm vegan.", question], "what is told apart from what is asked"
+    assert sentences("She is at the BBC. He has a TV. We see Dr. Ek and Mrs. Ho.") == [
+        "She is at the BBC.",
+        "He has a TV.",
+        "We see Dr. Ek and Mrs. Ho.",
     ]
     clauses = "after all these years and " * 6 + "in the rain; so we took the early train to the coast and slept"
     assert split_passage(clauses) == clauses.replace("; ", ";\n").split("\n"), "cut behind a mark, not in the midst"

@@ -218,9 +218,8 @@ def test_an_observation_is_known_when_one_of_its_dreams_is_answered(parts):
     looked = encode_examples(tokenizer, [(dream.question, dream.reply) for dream in [*told, *odd]])
     assert Check(split, anchor, looked, Schedule())().recall == pytest.approx(1 / 4)
     assert Check(split, anchor, looked, Schedule(), [0, 0, 0, 1])().recall == pytest.approx(1 / 2)
-    some = learner_slots._some([*told, replace(told[0], answer=""), *odd, *odd, *odd, *odd])
-    assert (len(some), some[0]) == (learner_slots.LOOKED_AT, told[0])
-    assert all(not dream.contrast for dream in some)
+    best = learner_slots._best([(0, dream) for dream in [*told, *odd, *odd]] + [(1, odd[0])])
+    assert best == [(0, told[0]), *[(0, odd[0])] * (learner_slots.LOOKED_AT - 1), (1, odd[0])]
 
 
 def test_a_result_that_fails_the_check_is_rejected(parts):

@@ -66,7 +66,7 @@ CautionOption = Annotated[
         max=1,
         show_default=False,
         help="How like a question must be to what it dreamt for the memory to answer: with 0.15, the default, it tries"
-        " every question about your life, with 0.35 those that it knows well.",
+        " most questions about your life, with 0.35 those that it knows well.",
     ),
 ]
 

@@ -258,7 +258,7 @@ class Consolidator:
             [dream for found in [*new.values(), replay] for dream in found if dream.contrast]
         )
         fit_gate(self.gate, self.anchor, examples, acts.read)
-        asked = [(dream.question, dream.reply) for dream in held or [dream for _, dream in trained]]
+        asked = [(dream.question, dream.reply) for _, dream in held or trained]
         check = Check(self.split, self.anchor, encode_examples(self.tokenizer, asked), self.schedule)
         self._share_start(examples, acts)
         anchored = self._open_anchors()
@@ -385,16 +385,16 @@ def level_memories(model: PreTrainedModel, level: str) -> list[GatedMemory]:
     return [memory for memory in found if isinstance(memory, GatedMemory)]
 
 
-def hold_back(new: Mapping[int, Sequence[Dream]]) -> tuple[list[tuple[int, Dream]], list[Dream]]:
-    """Split the dreams, near misses left out: to learn, with their ids, and one of each four or more, to check with."""
+def hold_back(new: Mapping[int, Sequence[Dream]]) -> tuple[list[tuple[int, Dream]], list[tuple[int, Dream]]]:
+    """Split the dreams, near misses left out, with their ids: to learn, and one of each four or more, to check with."""
     trained: list[tuple[int, Dream]] = []
-    held: list[Dream] = []
+    held: list[tuple[int, Dream]] = []
     for number, found in new.items():
         dreams = [dream for dream in found if not dream.contrast]
         middle = len(dreams) // 2
         for index, dream in enumerate(dreams):
             if len(dreams) >= 4 and index == middle:
-                held.append(dream)
+                held.append((number, dream))
             else:
                 trained.append((number, dream))
     return trained, held

@@ -127,7 +127,7 @@ class SelfStudyDreamer:
             progress("dreaming", 0.8 * len(kept) / len(texts))
             studied = self._study(context, near, generator)
             kept.append([(question, answer) for answer, found in studied for question in found[: self.keep]])
-            within = [(text if answer in text else context, answer) for answer, _ in studied]
+            within = [(text if _as_told(answer, text) else context, answer) for answer, _ in studied]
             echoes.append([(question, answer) for said, answer in within for question in _echoes(said, answer)])
         ways = self._restate(texts, generator)
         dreams: list[list[Dream]] = [[] for _ in passages]
@@ -281,17 +281,22 @@ def split_passage(text: str) -> list[str]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Return the sentences of ``text``, in parts of at most ``LONG`` words; very short ones go with the next."""
+    """Return the sentences of ``text``, long ones in parts of ``LONG`` words; very short ones go with one beside.
+
+    But not with a question: what is told is judged apart from what is asked ("I'm vegan. What shall I cook?").
+    """
     found: list[list[str]] = []
     for part in (part for sentence in sentences(" ".join(text.split())) for part in _halved(sentence.split())):
-        if found and len(found[-1]) < FEWEST:
+        short = found and (len(found[-1]) < FEWEST or len(part) < FEWEST)
+        if short and _asks(found[-1]) == _asks(part):
             found[-1] += part
         else:
             found.append(part)
-    if len(found) > 1 and len(found[-1]) < FEWEST:
-        last = found.pop()
-        found[-1] += last
-    return [" ".join(part) for part in found]
+    return [" ".join(part) for part in found] or [text]
+
+
+def _asks(part: Sequence[str]) -> bool:
+    return part[-1].endswith(("?", "？"))
 
 
 def _halved(part: list[str]) -> list[list[str]]:
@@ -312,7 +317,7 @@ def sentences(text: str) -> list[str]:
     """Return the sentences of ``text``, as far as their marks tell; "Dr." and its like do not end one."""
     found: list[str] = []
     for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", text):
-        if found and re.search(r"\b[A-Z][^\Waeiouy]{0,2}\.$", found[-1]):
+        if found and re.search(r"\b[A-Z][^\W\d_A-Zaeiouy]{1,2}\.$", found[-1]):
             found[-1] += f" {part}"
         elif part:
             found.append(part)
@@ -362,10 +367,10 @@ def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) 
     """
     said, most = f" {' '.join(words(text))} ", 1.5 * len(words(text)) + 3
     fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
-    whole = [way for way in fit if all(_holds(way, answer) for _, answer in found if answer in text)]
+    whole = [way for way in fit if all(_holds(way, answer) for _, answer in found if _as_told(answer, text))]
     told = set(words(text))
     way = min(whole, key=lambda way: len(set(words(way)) - told), default="")
-    replies = {answer: f"{alone(answer)} {way if answer in text else ''}".rstrip() for _, answer in found}
+    replies = {answer: f"{alone(answer)} {way if _as_told(answer, text) else ''}".rstrip() for _, answer in found}
     return [Dream(question, replies[answer], answer) for question, answer in found]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -25,7 +26,7 @@ MARGIN = 12.0  # logits by which a slot alone makes its token the likeliest
 STEPS = 8  # of Newton's method towards it
 LONGEST = 20.0  # of a value, in lengths of the state that it is added to: some heads cannot give the margin at all
 SPOKEN_ROWS = 3  # dreams with one reply, from which its later words are learned
-LOOKED_AT = 4  # dreams of an observation that are checked: one of them must be answered
+LOOKED_AT = 3  # dreams of an observation that are checked beside one held back: one of them must be answered
 BACK_OFF = 0.5  # in log odds, by which a failed check shuts the gate a little
 
 
@@ -117,7 +118,7 @@ class SlotConsolidator:
                 restores what was there before.
         """
         began = time.perf_counter()
-        trained, _ = hold_back(new)
+        trained, held = hold_back(new)
         if not trained:
             raise InvalidArgument("new: got no dreams, expected at least one")
         owners = [number for number, _ in trained]
@@ -131,7 +132,7 @@ class SlotConsolidator:
         progress("writing the slots", 0.3)
         self._write(read, owners, dreams, progress)
         progress("checking", 0.9)
-        looked = [(number, dream) for number, found in new.items() for dream in _some(found)]
+        looked = [*held, *_best(trained)]
         checked = encode_examples(self.tokenizer, [(dream.question, dream.reply) for _, dream in looked])
         check = Check(self.split, self.anchor, checked, self.schedule, [number for number, _ in looked])
         retries, result = 0, check()
@@ -269,10 +270,15 @@ class SlotConsolidator:
         return values
 
 
-def _some(found: Sequence[Dream]) -> list[Dream]:
-    """Return a few of an observation's dreams to check with, evenly over all, the best among them."""
-    dreams = [dream for dream in found if not dream.contrast]
-    return dreams[:: max(1, len(dreams) // LOOKED_AT)][:LOOKED_AT]
+def _best(trained: Sequence[tuple[int, Dream]]) -> list[tuple[int, Dream]]:
+    """Return the first few dreams of each observation, which are the best."""
+    seen: Counter[int] = Counter()
+    found = []
+    for number, dream in trained:
+        seen[number] += 1
+        if seen[number] <= LOOKED_AT:
+            found.append((number, dream))
+    return found
 
 
 def _alike(owners: Sequence[int], dreams: Sequence[Dream]) -> list[tuple[int, str]]:

@@ -166,7 +166,7 @@ class SlotMemory(nn.Module):
     @torch.no_grad()
     def set_rivals(self, keys: Tensor) -> None:
         """Set the rivals: ``keys`` [r, d] like those of slots."""
-        self.rivals.data = keys.to(self.rivals.dtype)
+        self.rivals.data = keys.to(self.rivals)
 
     @torch.no_grad()
     def drop(self, owners: Collection[int]) -> None:
