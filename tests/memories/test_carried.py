@@ -23,10 +23,13 @@ from everlearn.models.trunk import SplitModel
 
 
 def talkative(base: PreTrainedModel | None = None, layers: tuple[int, ...] = (1, 3)) -> PreTrainedModel:
-    """Return a model with slots near to whatever is read, of a few owners, so that who speaks depends on who spoke."""
+    """Return a model with slots near to whatever is read, of a few owners, so that who speaks depends on who spoke.
+
+    Its base is in float64: which of many near slots is the nearest must not hang on the order of sums in float32.
+    """
     memory = slot_memories(below=True)
     model = stack_levels(
-        base or tiny("llama"), [Level("slow")], wiring="independent", layers=layers, memory=memory
+        (base or tiny("llama")).double(), [Level("slow")], wiring="independent", layers=layers, memory=memory
     ).eval()
     lowest, *others = continua(model).values()
     lowest.memories[0].gate.set_(torch.zeros(HIDDEN), torch.tensor(1.0))

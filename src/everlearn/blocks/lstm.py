@@ -31,18 +31,26 @@ class Lstm(nn.LSTM):
         zero = x.new_zeros(1, x.shape[0], x.shape[2])  # [layers = 1, B, hidden_size]
         now = (zero, zero) if state is None else (state["hidden"].unsqueeze(0), state["cell"].unsqueeze(0))
         if context.mask is None and context.starts is None:
-            y, now = super().forward(x, now)
+            y, now = self._run(x, now)
             return y, TensorState({"hidden": now[0].squeeze(0), "cell": now[1].squeeze(0)})
         outs = []
         for t in range(x.shape[1]):
             if context.starts is not None:
                 now = _choose(context.starts[:, t], (zero, zero), now)
-            out, after = super().forward(x[:, t : t + 1], now)
+            out, after = self._run(x[:, t : t + 1], now)
             if context.mask is not None:
                 after = _choose(context.mask[:, t], after, now)
             now = after
             outs.append(out)
         return torch.cat(outs, dim=1), TensorState({"hidden": now[0].squeeze(0), "cell": now[1].squeeze(0)})
+
+    def _run(self, x: Tensor, now: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run over all of ``x``; on a processor not under autocast, for which oneDNN has no LSTM on many of them."""
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x, now)
+        with torch.autocast("cpu", enabled=False):
+            own = next(self.parameters()).dtype
+            return super().forward(x.to(own), (now[0].to(own), now[1].to(own)))
 
 
 def _choose(rows: Tensor, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
