@@ -283,20 +283,15 @@ def split_passage(text: str) -> list[str]:
 def split_sentences(text: str) -> list[str]:
     """Return the sentences of ``text``, long ones in parts of ``LONG`` words; very short ones go with one beside.
 
-    But not with a question: what is told is judged apart from what is asked ("I'm vegan. What shall I cook?").
-    """
+    What is told stays apart from what is asked ("I'm vegan. What shall I cook?")."""
     found: list[list[str]] = []
     for part in (part for sentence in sentences(" ".join(text.split())) for part in _halved(sentence.split())):
-        short = found and (len(found[-1]) < FEWEST or len(part) < FEWEST)
-        if short and _asks(found[-1]) == _asks(part):
+        asks = {some[-1].endswith(("?", "？")) for some in (*found[-1:], part)}
+        if found and min(len(found[-1]), len(part)) < FEWEST and len(asks) == 1:
             found[-1] += part
         else:
             found.append(part)
     return [" ".join(part) for part in found] or [text]
-
-
-def _asks(part: Sequence[str]) -> bool:
-    return part[-1].endswith(("?", "？"))
 
 
 def _halved(part: list[str]) -> list[list[str]]:
