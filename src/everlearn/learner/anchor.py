@@ -23,6 +23,7 @@ from everlearn.models.hub import cache_dir
 from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
+VERSION = 2  # of what is cached
 # what is cached beside the activations
 KEPT = [
     "teacher",
@@ -133,7 +134,7 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     The base's last hidden states are taken from ``split`` itself, so its memory must be closed or untouched.
     """
     replies = encode_examples(tokenizer, [*voice.general, *voice.others])
-    path = cache_dir() / "anchors" / f"{key}.safetensors"
+    path = cache_dir() / "anchors" / f"{key}-{VERSION}.safetensors"
     if path.is_file():
         try:
             kept = load_file(path)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-STEPS = 60  # of the learned part
-RATE = 1e-3
-DECAY = 0.1  # of its distance from doing nothing
+STEPS = 300  # of the learned part
+RATE = 1e-3  # falls to nothing
+DECAY = 0.005  # of its distance from doing nothing
+DROPOUT = 0.2  # of what is read, at each step
 SHARPNESS = 10.0  # of the choice between groups, in units of cosine
 
 
@@ -37,9 +38,13 @@ def learn_metric(x: Tensor, groups: Tensor) -> Tensor:
         return torch.eye(x.shape[1], dtype=x.dtype)
     optimizer = torch.optim.Adam([extra], lr=RATE)
     own = torch.arange(len(x)), groups
+    generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
-        for _ in range(STEPS):
-            y = x + x @ extra
+        for step in range(STEPS):
+            optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
+            kept = torch.rand(x.shape, generator=generator, dtype=x.dtype) > DROPOUT
+            seen = x * kept / (1 - DROPOUT)
+            y = seen + seen @ extra
             sums = y.new_zeros(len(sizes), y.shape[1]).index_add(0, groups, y)
             likeness = F.normalize(y, dim=-1) @ F.normalize(sums, dim=-1).T
             rest = F.cosine_similarity(y, sums[groups] - y, dim=-1)  # the mean of the others has this direction
