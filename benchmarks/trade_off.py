@@ -26,7 +26,7 @@ from everlearn.memories.slots import ASKED, SPOKEN
 from everlearn.models.hub import DEFAULT_MODEL, load_model
 
 SHUT = (-1.0, -0.5, 0.5, 1.0)  # in log odds
-BEGIN, GO_ON = (0.15, 0.3, 0.4, 0.5), (0.5,)  # likeness
+BEGIN, GO_ON = (0.2, 0.25, 0.3, 0.35, 0.4), (0.5,)  # likeness
 
 
 def examine(data: Path, split: str, memory: Path, night: int, model: str) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ CautionOption = Annotated[
         min=-1,
         max=1,
         show_default=False,
-        help="How like a question must be to what it dreamt for the memory to answer: with 0.2, the default, it tries"
+        help="How like a question must be to what it dreamt for the memory to answer: with 0.15, the default, it tries"
         " most questions about your life, with 0.35 those that it knows well.",
     ),
 ]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 STEPS = 300  # of the learned part
 RATE = 1e-3  # falls to nothing
-DECAY = 0.005  # of its distance from doing nothing
+DECAY = 0.05  # of its distance from doing nothing
 DROPOUT = 0.2  # of what is read, at each step
 SHARPNESS = 10.0  # of the choice between groups, in units of cosine
 

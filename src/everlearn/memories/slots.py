@@ -16,12 +16,12 @@ from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
 TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
 TRUST_MOST = 2.0  # that opens it by: what merely shares the words of something told stays shut
-LITERAL, LITERAL_MOST = 0.7, 10.0  # likeness from which a question is nearly one dreamt, and the same then
+LITERAL, LITERAL_MOST = 0.6, 10.0  # likeness from which a question is nearly one dreamt, and the same then
 ANYBODY, ASSISTANT = -1, -2  # owners of the foils that come with the base model; of questions about the assistant
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
-ASKED = 0.2  # to one that begins a reply: questions come in other words than the dreamt ones
-RIVALRY = 0.65  # and above that share of the likeness to the nearest rival: it may ask for that, never told
+ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
+RIVALRY, LEAD = 0.5, 0.03  # and above that share of the likeness to the nearest rival: it may ask for that, never told
 
 
 class _Prepared(NamedTuple):
@@ -60,7 +60,7 @@ class SlotMemory(nn.Module):
     a question is not nearly word for word one that was dreamt.
 
     *Rivals* are other things that one may ask about: a slot begins a reply where its likeness is above ``asked`` and
-    above ``RIVALRY rival``, ``rival`` that of the nearest of them. So a question about what was never told,
+    above ``RIVALRY rival + LEAD``, ``rival`` that of the nearest of them. So a question about what was never told,
     nearest to some slot though not near, is left to the base (as speaker verification sets a score beside those of
     a cohort, Auckenthaler et al. 2000).
 
@@ -253,7 +253,7 @@ class SlotMemory(nn.Module):
         rivals = self._prepared().rivals
         if not len(rivals):
             return least
-        return torch.maximum(least, RIVALRY * (asked @ rivals.T).amax(-1, True))
+        return torch.maximum(least, RIVALRY * (asked @ rivals.T).amax(-1, True) + LEAD)
 
     @torch.no_grad()
     def bar(self, read: Tensor) -> float:
