@@ -33,9 +33,9 @@ FACTS = (64, 128, 255)  # of practice
 SETTINGS: dict[str, dict[str, Any] | None] = {  # what is changed of the module's numbers
     "none": None,
     "as it is": {},
-    "no dropout": {"DROPOUT": 0.0},
     "decay 0.02": {"DECAY": 0.02},
-    "decay 0.1, no dropout (before)": {"DECAY": 0.1, "DROPOUT": 0.0},
+    "decay 0.005": {"DECAY": 0.005},
+    "60 steps, decay 0.1, no dropout": {"STEPS": 60, "DECAY": 0.1, "DROPOUT": 0.0},
 }
 
 
