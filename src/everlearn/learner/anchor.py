@@ -44,7 +44,7 @@ HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
 # the same for a gate that only says where a reply about one's own life begins: g = clamp(slope (logit + shift), 0, 1)
-ASKING_DECAY, ASKING_SHIFT, ASKING_SLOPE = 0.003, 0.3, 4.0
+ASKING_DECAY, ASKING_SHIFT, ASKING_SLOPE = 0.003, -0.2, 4.0
 # weights in the gate's regression: the token that starts a reply, one of a learned reply, one of ordinary text, and the
 # end of a question about one's own life of which nothing was told
 ASKED, SPOKEN, OTHER, OWN = 5.0, 1.0, 0.3, 2.0
