@@ -29,7 +29,7 @@ from everlearn.learner.voice import load_voice
 from everlearn.models.hub import DEFAULT_MODEL
 
 OWN = Path(__file__).parent  # where the diaries of this project are
-FACTS = (64, 128, 255)  # of practice
+FACTS = (64, 255)  # of practice
 SETTINGS: dict[str, dict[str, Any] | None] = {  # what is changed of the module's numbers
     "none": None,
     "as it is": {},
