@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -90,7 +91,7 @@ def main() -> None:
 
 def learn(x: Tensor, groups: Tensor, changes: dict[str, Any]) -> Tensor:
     """Return the metric that is learned with some of its module's numbers changed."""
-    with patch.multiple(metric, **changes):
+    with patch.multiple(metric, **changes) if changes else nullcontext():
         return metric.learn_metric(x, groups)
 
 

@@ -23,7 +23,7 @@ from everlearn.models.hub import cache_dir
 from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
-VERSION = 3  # of what is cached
+VERSION = 3  # of what is cached: to be raised when the metric's numbers or the ridges change
 # what is cached beside the activations
 KEPT = [
     "teacher",

@@ -25,8 +25,8 @@ def learn_metric(x: Tensor, groups: Tensor) -> Tensor:
 
     Each row, left out of its group, is to be nearest by cosine to the mean of the rest among those of all groups: the
     leave-one-out objective of neighbourhood components analysis (Goldberger et al. 2004) with means for neighbours.
-    There are fewer rows than coordinates are free, so some of what is read is dropped at each step. The same rows give
-    the same metric.
+    There are fewer rows than coordinates are free, so some of what is read is dropped at each step. The same rows in
+    the same order give the same metric.
 
     Args:
         x: [n, d], centred and whitened.

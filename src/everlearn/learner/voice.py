@@ -24,7 +24,7 @@ from everlearn.models.memory_file import atomic_write, fingerprint
 
 VERSION = 3
 REPLY_TOKENS = 16
-PRACTISED = 255  # records of practice that are read beside the voice; more change little
+PRACTISED = 255  # records of practice, the first, that are read beside the voice; the rest only help to dream
 
 Progress = Callable[[str, float], None]
 
