@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from everlearn.learner import metric as module
-from everlearn.learner.metric import DECAY, DROPOUT, RATE, SHARPNESS, learn_metric, whitener
+from everlearn.learner.metric import DECAY, RATE, SHARPNESS, STEPS, learn_metric, whitener
 
 D = 12
 
@@ -52,28 +51,23 @@ def test_a_learned_metric_tells_new_groups_apart():
     assert nearest(x @ metric, groups) > nearest(x, groups) + 0.05
 
 
-def test_it_is_what_adam_makes_of_the_definition(monkeypatch):
+def test_it_is_what_adam_makes_of_the_definition():
     """Row by row, in float64: groups in another order, of different sizes, one of them of a single row."""
     x, groups = grouped(10, 4, 2)
     keep = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:30]
     keep = torch.cat([keep[groups[keep] != 5], torch.tensor([20])])
     x, groups = x[keep].double(), groups[keep]
     names = groups.unique().tolist()
-    monkeypatch.setattr(module, "STEPS", 40)
-    generator = torch.Generator().manual_seed(0)
     eye = torch.eye(D, dtype=torch.float64)
     M = eye.clone().requires_grad_()
     optimizer = torch.optim.Adam([M], lr=RATE)
-    for step in range(40):
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / 40)
-        dropped = torch.rand(x.shape, generator=generator, dtype=x.dtype) <= DROPOUT
-        seen = x.masked_fill(dropped, 0.0) / (1 - DROPOUT)
+    for _ in range(STEPS):
         losses = []
         for row in range(len(x)):
             left = torch.arange(len(x)) != row  # it is left out of its own group
             if (left & (groups == groups[row])).any():
                 rest = [left & (groups == g) if g == groups[row] else groups == g for g in names]
-                near = F.cosine_similarity((seen[row] @ M)[None], torch.stack([seen[one].mean(0) @ M for one in rest]))
+                near = F.cosine_similarity((x[row] @ M)[None], torch.stack([x[one].mean(0) @ M for one in rest]))
                 losses.append(-(SHARPNESS * near).log_softmax(0)[names.index(int(groups[row]))])
         optimizer.zero_grad()
         (torch.stack(losses).mean() + DECAY * (M - eye).square().sum()).backward()
@@ -84,12 +78,3 @@ def test_it_is_what_adam_makes_of_the_definition(monkeypatch):
 @pytest.mark.parametrize("groups", [[], [0], [0, 0, 0], [0, 1, 2]])
 def test_where_there_is_nothing_to_learn_it_does_nothing(groups):
     assert torch.equal(learn_metric(torch.randn(len(groups), D), torch.tensor(groups, dtype=torch.long)), torch.eye(D))
-
-
-def test_it_is_learned_the_same_each_time():
-    torch.manual_seed(1)
-    x, groups = grouped(6, 3, 4)
-    first = learn_metric(x, groups)
-    torch.rand(3)
-    assert torch.equal(learn_metric(x, groups), first)
-    assert not torch.equal(first, torch.eye(D))

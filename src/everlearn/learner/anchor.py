@@ -23,7 +23,6 @@ from everlearn.models.hub import cache_dir
 from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
 
-VERSION = 3  # of what is cached: to be raised when the metric's numbers or the ridges change
 # what is cached beside the activations
 KEPT = [
     "teacher",
@@ -134,7 +133,7 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     The base's last hidden states are taken from ``split`` itself, so its memory must be closed or untouched.
     """
     replies = encode_examples(tokenizer, [*voice.general, *voice.others])
-    path = cache_dir() / "anchors" / f"{key}-{VERSION}.safetensors"
+    path = cache_dir() / "anchors" / f"{key}.safetensors"
     if path.is_file():
         try:
             kept = load_file(path)

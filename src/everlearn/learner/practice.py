@@ -36,7 +36,7 @@ class Record:
     Attributes:
         said: the message.
         answer: what is new in it, in its words.
-        questions: whose answer that is: asked plainly, in other words, as a request, and from one situation or three.
+        questions: whose answer that is: asked plainly, in other words, as a request, and from a situation.
         world: a question about the world that shares the message's words.
         other: the plain question, asked about somebody else.
         role: the same, about somebody of whom only is said what they are to the user.
@@ -46,7 +46,7 @@ class Record:
 
     said: str
     answer: str
-    questions: tuple[str, ...]
+    questions: tuple[str, str, str, str]
     world: str
     other: str
     role: str

@@ -24,7 +24,6 @@ from everlearn.models.memory_file import atomic_write, fingerprint
 
 VERSION = 3
 REPLY_TOKENS = 16
-PRACTISED = 255  # records of practice, the first, that are read beside the voice; the rest only help to dream
 
 Progress = Callable[[str, float], None]
 
@@ -86,8 +85,8 @@ def load_voice(
 
 
 def _practised(voice: Voice) -> Voice:
-    """Return ``voice`` with practice texts of the package, a part of them: each is read once with every base model."""
-    records = load_practice()[:PRACTISED]
+    """Return ``voice`` with the practice texts of the package."""
+    records = load_practice()
     return replace(
         voice,
         practice=tuple(record.questions for record in records),

@@ -16,7 +16,10 @@ from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 
 TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
 TRUST_MOST = 2.0  # that opens it by: what merely shares the words of something told stays shut
-LITERAL, LITERAL_MOST = 0.6, 10.0  # likeness from which it is nearly word for word dreamt; the same then
+LITERAL, LITERAL_MOST = (
+    0.6,
+    10.0,
+)  # likeness from which a question is nearly word for word one dreamt, and the same then
 ANYBODY, ASSISTANT = -1, -2  # owners of the foils that come with the base model; of questions about the assistant
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
