@@ -10,7 +10,6 @@ import torch
 
 from everlearn.learner import prompts
 from everlearn.learner.dreams import (
-    LONG,
     NEAR,
     OPEN,
     SHOWN,
@@ -19,12 +18,10 @@ from everlearn.learner.dreams import (
     _answered,
     _beginnings,
     _echoes,
-    sentences,
-    split_passage,
-    words,
 )
 from everlearn.learner.judging import DROP
 from everlearn.learner.practice import Practice, load_practice
+from everlearn.learner.texts import LONG, sentences, split_passage, words
 from everlearn.learner.voice import greedy_replies
 from everlearn.models.hub import load_model
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,11 +25,9 @@ from everlearn.learner import prompts
 from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.learner.practice import Practice, Record
 from everlearn.learner.sampling import Prompt
+from everlearn.learner.texts import ended, given_away, in_context, same, split_passage, words
 from everlearn.learner.voice import greedy_replies
 
-SHORT = 15  # words; a longer message is dreamt of sentence by sentence
-LONG = 40  # words; a longer sentence is cut in two
-FEWEST = 3  # words of a sentence that is dreamt of by itself, or of a part of one
 SHOWN = 5  # records of practice that are shown before a passage
 NEAR = 24  # those like it whose questions lend their beginnings
 BEGINNING = 2  # words of such
@@ -161,7 +158,7 @@ class SelfStudyDreamer:
             heads = [f"{context} -> {answer}: {start}" for start in starts]
             ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)
             lines = [*questions, *(prompts.joined(start, end) for start, end in zip(starts, ends, strict=True))]
-            lines = [line for line in _distinct(lines) if _ended(line) and not given_away(answer, line)]
+            lines = [line for line in _distinct(lines) if ended(line) and not given_away(answer, line)]
             scores = self._judge.scores(context, answer, lines)
             found = {line: score for line, score in zip(lines, scores, strict=True) if score > DROP}
             if found:
@@ -274,63 +271,6 @@ def _beginnings(near: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(" ".join(question.split()[:BEGINNING]) for question in asked))
 
 
-def split_passage(text: str) -> list[str]:
-    """Return what of ``text`` is dreamt of at a time: all on one line or, if that is long, its sentences."""
-    line = " ".join(text.split())
-    return [line] if len(line.split()) <= SHORT else split_sentences(line)
-
-
-def split_sentences(text: str) -> list[str]:
-    """Return the sentences of ``text``, long ones in parts of ``LONG`` words; very short ones go with one beside.
-
-    What is told stays apart from what is asked ("I'm vegan. What shall I cook?")."""
-    found: list[list[str]] = []
-    for part in (part for sentence in sentences(" ".join(text.split())) for part in _halved(sentence.split())):
-        asks = {some[-1].endswith(("?", "？")) for some in (*found[-1:], part)}
-        if found and min(len(found[-1]), len(part)) < FEWEST and len(asks) == 1:
-            found[-1] += part
-        else:
-            found.append(part)
-    return [" ".join(part) for part in found] or [text]
-
-
-def _halved(part: list[str]) -> list[list[str]]:
-    """Return the words of a sentence in parts of at most ``LONG``, cut in two behind the mark nearest to the middle."""
-    if len(part) <= LONG:
-        return [part]
-    inner = range(FEWEST, len(part) - FEWEST + 1)
-    at = min([at for at in inner if _ended(part[at - 1])] or inner, key=lambda at: abs(at - len(part) / 2))
-    return _halved(part[:at]) + _halved(part[at:])
-
-
-def in_context(parts: Sequence[str]) -> list[tuple[str, str]]:
-    """Return each of the ``parts`` of a text alone and behind the one before it, which may name what it is about."""
-    return [(part, " ".join(parts[max(k - 1, 0) : k + 1])) for k, part in enumerate(parts)]
-
-
-def sentences(text: str) -> list[str]:
-    """Return the sentences of ``text``, as far as their marks tell; "Dr." and its like do not end one."""
-    found: list[str] = []
-    for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", text):
-        if found and re.search(r"\b[A-Z][^\W\d_A-Zaeiouy]{1,2}\.$", found[-1]):
-            found[-1] += f" {part}"
-        elif part:
-            found.append(part)
-    return found
-
-
-def words(text: str) -> list[str]:
-    """Return the words of ``text``, in lower case and without accents."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    return re.findall(r"\w+", "".join(c for c in plain if not unicodedata.combining(c)))
-
-
-def given_away(answer: str, question: str) -> bool:
-    """Whether ``question`` has a word of ``answer`` in it, endings aside; short words are no secret."""
-    asked = words(question)
-    return any(len(word) > 3 and any(same(word, other) for other in asked) for word in words(answer))
-
-
 def _echoes(text: str, answer: str) -> list[str]:
     """Return ``text`` with words that ask in place of the ``answer``, which is in it; nothing without an answer."""
     before, _, after = text.partition(answer) if answer else ("", "", "")
@@ -345,11 +285,6 @@ def _as_told(answer: str, text: str) -> str:
         if [word.casefold() for word in said[start : start + len(sought)]] == [word.casefold() for word in sought]:
             return text[tokens[start].start() : tokens[start + len(sought) - 1].end()]
     return ""
-
-
-def same(a: str, b: str) -> bool:
-    """Whether two words are the same but for their endings."""
-    return a == b or (min(len(a), len(b)) >= 4 and (a.startswith(b) or b.startswith(a)))
 
 
 def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) -> list[Dream]:
@@ -388,11 +323,6 @@ def _unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, 
         for question, answer in found:
             answers.setdefault(tuple(words(question)), set()).add(" ".join(words(answer)))
     return [[(q, a) for q, a in found if len(answers[tuple(words(q))]) == 1] for found in kept]
-
-
-def _ended(line: str) -> bool:
-    """Whether ``line`` was not cut short: it ends in a mark of punctuation, of whatever language."""
-    return unicodedata.category(line[-1:] or " ").startswith("P")
 
 
 def _distinct(questions: Sequence[str]) -> list[str]:

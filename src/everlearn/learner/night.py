@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from everlearn.learner.dreams import Dream, Dreamer, alone, given_away, in_context, same, sentences, words
+from everlearn.learner.dreams import Dream, Dreamer, alone
 from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.store import MemoryStore, records
+from everlearn.learner.texts import given_away, in_context, same, sentences, words
 
 CANDIDATES = 3  # older observations whose questions are put to a new passage
 LOOKED_AT = 4  # questions of each of its answers

@@ -9,9 +9,9 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner.anchor import Anchor, read_at_end, tells_something
-from everlearn.learner.dreams import SHORT, split_sentences
 from everlearn.learner.prompts import STATEMENTS
 from everlearn.learner.sampling import Prompt
+from everlearn.learner.texts import SHORT, split_sentences
 from everlearn.models.trunk import SplitModel
 
 SHARE = 0.6  # of the loss of the sentence that tells the most, which another must have to be dreamt of too
