@@ -81,7 +81,7 @@ def simple_from_pretrained():
     from everlearn.learner.selection import Judgement
 
     class Parrot:
-        def dream(self, passages, generator, progress):
+        def dream(self, passages, generator, progress, beside=None):
             progress("dreaming", 1.0)
             return [
                 [Dream(f"What was said {when}?", passage, passage) for when in ("now", "then")] for passage in passages

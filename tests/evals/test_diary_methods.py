@@ -26,6 +26,7 @@ from everlearn.evals.diary_methods import (
 from everlearn.evals.diary_tuned import FullTuning, LoraTuning, Strands
 from everlearn.learner.chat import chat_prompt
 from everlearn.learner.dreams import Dream
+from everlearn.learner.references import Earlier
 from everlearn.models.hub import load_model
 
 PAIRS = [{"question": q, "reply": "Zora"} for q in QUESTIONS["a"]]
@@ -153,8 +154,8 @@ class Counting:
     def __init__(self):
         self.dreamt = []
 
-    def dream(self, passages, generator, progress):
-        self.dreamt += passages
+    def dream(self, passages, generator, progress, beside):
+        self.dreamt += [f"{earlier.said} {p}" if earlier else p for p, earlier in zip(passages, beside, strict=True)]
         return [[Dream("Who?", f"{p} It is you.", p), Dream("Who else?", "Nobody.", "")] for p in passages]
 
     def answers(self, passages, questions):
@@ -186,6 +187,15 @@ def test_dreams_are_dreamt_once_and_what_that_took_is_counted_again(tmp_path, mo
     assert again.about(["a"], ["Who?"]) == [1.0]
     assert KeptDreams(inner, path).dream(["a", "c"], *none)[0] == made[0]
     assert inner.dreamt == ["a", "b", "c"]
+
+
+def test_what_was_dreamt_beside_something_else_is_another_dream(tmp_path):
+    inner, path = Counting(), tmp_path / "0.jsonl"
+    none = (torch.Generator(), lambda what, share: None)
+    for beside in ([None, Earlier(1, "Ann is my aunt.")], [None, Earlier(1, "Ann is my cat.")], None):
+        for _ in range(2):
+            KeptDreams(inner, path).dream(["I sing.", "Ann sings."], *none, beside)
+    assert inner.dreamt == ["I sing.", "Ann is my aunt. Ann sings.", "Ann is my cat. Ann sings.", "Ann sings."]
 
 
 def test_variants_of_the_runtime_learn_its_dreams(setting):

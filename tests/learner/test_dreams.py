@@ -21,6 +21,7 @@ from everlearn.learner.dreams import (
 )
 from everlearn.learner.judging import DROP
 from everlearn.learner.practice import Practice, load_practice
+from everlearn.learner.references import Earlier
 from everlearn.learner.texts import LONG, sentences, split_passage, words
 from everlearn.learner.voice import greedy_replies
 from everlearn.models.hub import load_model
@@ -95,6 +96,34 @@ def questions(dreams: list[Dream]) -> list[str]:
 
 def run(dreamer, *passages: str) -> list[list[Dream]]:
     return dreamer.dream(list(passages or [CAT]), torch.Generator().manual_seed(0), lambda stage, share: None)
+
+
+def test_what_refers_to_something_told_earlier_is_asked_for_by_that_too(dreamer, script, monkeypatch):
+    told, said = "My sister has a cat.", []
+    ways = iter([["What is my sister's pet called?", "what is my cat called"], ["Nils is whose?", "Who?"]])
+    monkeypatch.setattr(dreamer._naming, "sample", lambda heads, **options: said.append(heads) or next(ways))
+    judged = []
+
+    def scores(text, answer, questions):
+        judged.append((text, answer, list(questions)))
+        return [{"Who?": DROP}.get(question, 1.0) for question in questions]
+
+    monkeypatch.setattr(dreamer._judge, "scores", scores)
+    passages, beside = [CAT, "I sing."], [Earlier(7, told), None]
+    first, second = dreamer.dream(passages, torch.Generator().manual_seed(0), lambda stage, share: None, beside)
+    assert said == [[f"{told} What is my cat called? ->"]] * 2, "the likeliest, and one sampled"
+    assert judged[-1] == (f"{told} {CAT}", "Nils", ["What is my sister's pet called?", "Who?"])
+    assert questions(first) == ["What is my cat called?", "What is my sister's pet called?", *ECHOES]
+    assert [dream.beside for dream in first] == [None, 7, *[None] * len(ECHOES)]
+    assert {dream.reply for dream in first} == {"Nils. Your cat is Nils."}
+    assert {dream.beside for dream in second} <= {None}
+
+
+def test_what_was_told_earlier_is_no_answer(dreamer, script, monkeypatch):
+    monkeypatch.setattr(dreamer._naming, "sample", lambda heads, **options: pytest.fail("Nils is not new"))
+    beside = [Earlier(7, "Nils is very old.")]
+    (found,) = dreamer.dream([CAT], torch.Generator().manual_seed(0), lambda stage, share: None, beside)
+    assert questions(found) == ["What is my cat called?", *ECHOES]
 
 
 def test_questions_are_kept_once_best_first_and_answered_with_the_passage(dreamer, script):

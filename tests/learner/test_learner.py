@@ -265,7 +265,7 @@ def test_what_is_told_later_drops_the_slots_of_what_it_contradicts(learner, monk
     for row in one.store.dreams():
         first[row.observation].append(row.id)
     gone = {3: Given(first[2][:1], [Dream("What is heard?", "Singing.", "Singing", taken=first[2][0])])}
-    monkeypatch.setattr("everlearn.learner.learner.superseded", lambda dreamer, new, old: gone)
+    monkeypatch.setattr("everlearn.learner.learner.superseded", lambda dreamer, new, old, beside: gone)
     one.observe("My parrot sings.")
     report = one.sleep()
     assert report.superseded == (2,)
@@ -280,14 +280,14 @@ def test_what_was_said_beside_it_is_learned_anew_without_naming_it(learner, monk
     said = "We have a daughter, Tamsin, who is seven."
 
     class Two:
-        def dream(self, passages, generator, progress):
+        def dream(self, passages, generator, progress, beside=None):
             names = ("Tamsin", "seven") if said in passages else ("eight",)
             return [[Dream(f"{name}?", f"{name}. {passage}", name) for name in names] for passage in passages]
 
     one = learner(dreamer=Two())
     monkeypatch.setattr(
         "everlearn.learner.learner.superseded",
-        lambda dreamer, new, old: {
+        lambda dreamer, new, old, beside: {
             n: Given([k.id for k in old if k.dream.answer == "seven"], list(dreams)) for n, (_, dreams) in new.items()
         },
     )
@@ -317,7 +317,7 @@ def test_forgetting_leaves_what_was_told_later_in_place_of_what_it_contradicts(l
     old = [row.id for row in one.store.dreams()]
     monkeypatch.setattr(
         "everlearn.learner.learner.superseded",
-        lambda dreamer, new, _: {n: Given(old if n == 2 else [], list(dreams)) for n, (_, dreams) in new.items()},
+        lambda dreamer, new, *_: {n: Given(old if n == 2 else [], list(dreams)) for n, (_, dreams) in new.items()},
     )
     one.observe("The sea is green.")
     one.observe(SAID)

@@ -15,14 +15,17 @@ from everlearn.learner.night import (
     FOLLOWS,
     LIKE,
     STILL,
+    Given,
     Kept,
     _alike,
-    _Words,
+    before_knowing,
     choose_replay,
+    dreamt,
     holding,
     kept_dreams,
     superseded,
 )
+from everlearn.learner.references import Earlier, RareWords
 from everlearn.learner.store import MemoryStore
 
 
@@ -254,6 +257,114 @@ def test_what_the_new_passage_still_says_of_the_old_answer_goes_too():
     assert given(Stubborn(), text, old, first) == ([], []), "nothing else was dreamt"
 
 
+SISTER = Earlier(3, "My sister is Paloma.")
+
+
+class Lit(Judge):
+    """What a text has in common with a later one, told by words; what comes before the last sentence is the same."""
+
+    def __init__(self, follows: float = FOLLOWS) -> None:
+        self.gain, self.heads = follows, []
+
+    def about(self, passages, questions):
+        self.heads += passages
+        return [30.0 * p.startswith(SISTER.said) + 10.0 * ("lives" in p or "moved" in p) for p in passages]
+
+    def follows(self, passages, later):
+        return [20.0 * p.startswith(SISTER.said) + self.gain * ("lives" in p) for p in passages]
+
+
+def test_an_old_answer_is_found_by_what_the_new_passage_refers_to():
+    town = [kept(1, 7, "Where is my sister?", "my sister lives in Boise"), kept(2, 3, "Who?", "my sister is Paloma")]
+    new = {9: ("Paloma moved to Asheville", [])}
+    judge = Lit()
+    assert superseded(judge, new, town)[9] == Given([], [])
+    found = superseded(judge, new, town, {9: SISTER})[9]
+    assert found == Given([1], [Dream("Where is my sister?", "Asheville.", "Asheville", taken=1, beside=3)])
+    lit = [f"{SISTER.said} {text}" for text in (new[9][0], "my sister lives in Boise", NEUTRAL)]
+    assert set(lit) <= set(judge.heads)
+
+
+@pytest.mark.parametrize(("text", "follows", "gone"), [("moved", 0.0, [1]), ("sings", FOLLOWS, []), ("sings", 99, [])])
+def test_what_both_say_of_whom_is_not_counted(text, follows, gone):
+    """Whatever is told of Paloma follows from, and is about, my sister; what counts is the rest."""
+    town = [kept(1, 7, "Where is my sister?", "my sister lives in Boise")]
+    found = superseded(Lit(follows), {9: (f"Paloma {text} in Asheville", [])}, town, {9: SISTER})[9]
+    assert found.ids == gone
+
+
+def test_no_answer_is_taken_from_what_is_referred_to():
+    class Who(Lit):
+        def answers(self, passages, questions):
+            return ["Paloma" for _ in passages]
+
+    town = [kept(1, 7, "Where is my sister?", "my sister lives in Boise")]
+    new = {9: ("Paloma moved to Asheville", [Dream("Where?", "Asheville.", "Asheville")])}
+    (dream, _) = superseded(Who(), new, town, {9: SISTER})[9].dreams
+    assert dream.answer == "Asheville"
+
+
+class Refers(Judge):
+    """Dreams of a message by its name and, with what it refers to, by role; a name is likelier by 30 nats."""
+
+    silent: ClassVar[tuple[str, ...]] = ()
+
+    def dream(self, passages, generator, progress, beside):
+        self.beside = beside
+        return [
+            [] if p in self.silent else [dream(f"{p}?", p), *([dream("by role?", p)] if e else [])]
+            for p, e in zip(passages, beside, strict=True)
+        ]
+
+    def follows(self, passages, later):
+        return [30.0 * text.endswith("Paloma") for text in later]
+
+
+def dreams_of(judge, texts, known):
+    def of(dreams):
+        return [replace(d, beside=next(iter(known | texts))) if d.question == "by role?" else d for d in dreams]
+
+    made = judge.dream
+    judge.dream = lambda *given: [of(dreams) for dreams in made(*given)]
+    return dreamt(judge, texts, known, torch.Generator(), lambda stage, share: None)
+
+
+def test_what_a_message_refers_to_may_be_of_an_earlier_night_or_the_same():
+    judge = Refers()
+    texts, later = {1: SISTER.said, 4: "Tea!"}, {6: "hello Paloma moved"}
+    new, beside = dreams_of(judge, later, texts)
+    assert beside == {6: Earlier(1, SISTER.said)}
+    assert [d.question for d in new[6]] == ["hello Paloma moved?", "by role?"]
+    judge = Refers()
+    new, beside = dreams_of(judge, {**texts, **later}, {})
+    assert (judge.beside, new.keys()) == ([None, None, Earlier(1, SISTER.said)], {1, 4, 6})
+    assert dreams_of(Refers(), {}, texts) == ({}, {})
+
+
+def test_what_refers_to_something_that_was_not_learned_is_asked_by_its_name_alone():
+    judge = Refers()
+    judge.silent = (SISTER.said,)
+    new, beside = dreams_of(judge, {1: SISTER.said, 6: "hello Paloma moved"}, {})
+    assert beside == {}
+    assert {number: [d.question for d in found] for number, found in new.items()} == {6: ["hello Paloma moved?"]}
+
+
+def test_a_question_by_role_goes_with_what_says_who_it_is(tmp_path):
+    """After forgetting that nothing in the store has its words, and the rest of the message stays."""
+    with MemoryStore.open(tmp_path / "m") as store:
+        first, second = store.add_observation(SISTER.said), store.add_observation("Paloma moved to Oslo.")
+        asked = [Dream("Where is Paloma?", "Oslo.", "Oslo"), Dream("Where's my sister?", "Oslo.", "Oslo", beside=first)]
+        dreams = {first: [dream("Who?", "Paloma").payload()], second: [one.payload() for one in asked]}
+        store.commit_night(b"1", consolidated=[first, second], dreams=dreams)
+        assert [item.dream for item in kept_dreams(store, without=[first])] == asked[:1]
+        assert [item.dream for item in kept_dreams(store)][1:] == asked
+        _, again, known, _ = before_knowing(store, [first])
+        assert (again, known) == ({second: asked[:1]}, [])
+        store.forget([first], b"2")
+        assert [item.dream for item in kept_dreams(store)] == asked[:1]
+    assert not any(b"my sister" in file.read_bytes() for file in (tmp_path / "m").rglob("*") if file.is_file())
+
+
 def test_most_questions_must_have_another_answer():
     asked = ("Which is my puppy?", "Where do I run?", "Where do I sleep?")
     old = [kept(i, 7, question, "my spotted puppy is Rex") for i, question in enumerate(asked)]
@@ -275,7 +386,7 @@ def test_something_else_is_not_even_compared():
 
 
 def test_observations_are_compared_with_all_their_answers():
-    told = _Words({number: ["my red boat"] for number in range(1, CANDIDATES + 2)})
+    told = RareWords({number: ["my red boat"] for number in range(1, CANDIDATES + 2)})
     answers = [(number, (word,)) for number in range(1, CANDIDATES + 2) for word in ("red", "boat")]
     assert _alike("a red boat", answers, told) == answers[: 2 * CANDIDATES]
 

@@ -26,6 +26,7 @@ from everlearn.learner.chat import chat_prompt
 from everlearn.learner.dreams import Dream, Dreamer
 from everlearn.learner.judging import Criteria
 from everlearn.learner.night import kept_dreams
+from everlearn.learner.references import Earlier
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.voice import load_voice
 from everlearn.learner.weights import TRAINED
@@ -289,7 +290,7 @@ class KeptDreams:
 
     Args:
         inner: who dreams.
-        path: a file of lines of JSON: ``passage``, ``dreams``, and the ``seconds`` they took.
+        path: a file of lines of JSON: ``passage``, ``dreams``, the ``seconds`` they took, and what stood ``beside`` it.
         passed: which dreams are passed on; leaving some out shows what they give.
 
     Attributes:
@@ -308,29 +309,34 @@ class KeptDreams:
         return cls(inner, setting.dreams / f"{setting.seed}.jsonl", **options)
 
     def dream(
-        self, passages: Sequence[str], generator: torch.Generator, progress: Callable[[str, float], None]
+        self,
+        passages: Sequence[str],
+        generator: torch.Generator,
+        progress: Callable[[str, float], None],
+        beside: Sequence[Earlier | None] | None = None,
     ) -> list[list[Dream]]:
         """Return the dreams of each passage, best first."""
         known = self._read()
-        self.spared = sum(known[passage]["seconds"] for passage in passages if passage in known)
-        new = [passage for passage in dict.fromkeys(passages) if passage not in known]
+        keys = list(zip(passages, beside or [None] * len(passages), strict=True))
+        self.spared = sum(known[key]["seconds"] for key in keys if key in known)
+        new = [key for key in dict.fromkeys(keys) if key not in known]
         if new:
             began = time.perf_counter()
-            found = self._inner.dream(new, generator, progress)
+            found = self._inner.dream([key[0] for key in new], generator, progress, [key[1] for key in new])
             seconds = (time.perf_counter() - began) / len(new)
-            for passage, dreams in zip(new, found, strict=True):
-                payloads = [dream.payload() for dream in dreams]
-                known[passage] = {"passage": passage, "seconds": seconds, "dreams": payloads}
+            for key, dreams in zip(new, found, strict=True):
+                row = {"passage": key[0], "seconds": seconds, "dreams": [dream.payload() for dream in dreams]}
+                known[key] = row | ({"beside": key[1]} if key[1] else {})
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in known.values()]
             write_text(self._path, "".join(lines))
-        dreams = [[Dream(**payload) for payload in known[passage]["dreams"]] for passage in passages]
+        dreams = [[Dream(**payload) for payload in known[key]["dreams"]] for key in keys]
         return [[dream for dream in found if self._passed(dream)] for found in dreams]
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read(self) -> dict[tuple[str, Earlier | None], dict[str, Any]]:
         if not self._path.exists():
             return {}
         rows = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
-        return {row["passage"]: row for row in rows}
+        return {(row["passage"], Earlier(*row["beside"]) if row.get("beside") else None): row for row in rows}
 
 
 def _changed(setting: Setting, change: Callable[[Setting], dict[str, Any]]) -> Everlearn:

@@ -5,7 +5,9 @@ asks for it, after the practice that is most like the passage and with the begin
 kept when the model, with the passage before it, gives that answer, which it would not give without it (support), when
 the question becomes likelier with the passage (it is about it), and when it is asked by the one who told it. Beside
 these stand *echoes*, the passage with "what?" in place of the answer: plain, but always about the passage and right.
-What is learned as the reply is the answer, and the passage as the assistant would say it.
+What is learned as the reply is the answer, and the passage as the assistant would say it. Where a passage refers to
+something told earlier by its name, it is also asked for by what was said of that ("Where does Paloma live?", "Where
+does my sister live?").
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from everlearn.learner import prompts
 from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.learner.practice import Practice, Record
+from everlearn.learner.references import Earlier
 from everlearn.learner.sampling import Prompt
 from everlearn.learner.texts import ended, given_away, in_context, same, split_passage, words
 from everlearn.learner.voice import greedy_replies
@@ -48,6 +51,7 @@ class Dream:
     Attributes:
         echo: whether the question is the passage itself, with "what?" in place of the answer.
         taken: the stored dream, of an older observation, whose question this is: it was taken over with a new answer.
+        beside: the older observation that it takes to ask so, as it says who is meant.
     """
 
     question: str
@@ -55,6 +59,7 @@ class Dream:
     answer: str
     echo: bool = False
     taken: int | None = None
+    beside: int | None = None
 
     @property
     def contrast(self) -> bool:
@@ -68,9 +73,18 @@ class Dream:
 
 
 class Dreamer(Protocol):
-    """Makes dreams: for each passage a list, best first; an empty list means that nothing in it can be learned."""
+    """Makes dreams: for each passage a list, best first; an empty list means that nothing in it can be learned.
 
-    def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]: ...
+    What a passage refers to stands ``beside`` it.
+    """
+
+    def dream(
+        self,
+        passages: Sequence[str],
+        generator: torch.Generator,
+        progress: Progress,
+        beside: Sequence[Earlier | None] | None = None,
+    ) -> list[list[Dream]]: ...
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]: ...
 
@@ -113,9 +127,17 @@ class SelfStudyDreamer:
         self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
         self._missing = Prompt(model, tokenizer, prompts.NEAR_MISS)
         self._swapping = Prompt(model, tokenizer, prompts.SOMEBODY_ELSE)
+        self._naming = Prompt(model, tokenizer, prompts.BY_ROLE)
 
-    def dream(self, passages: Sequence[str], generator: torch.Generator, progress: Progress) -> list[list[Dream]]:
-        """Return the dreams of each passage, best first."""
+    def dream(
+        self,
+        passages: Sequence[str],
+        generator: torch.Generator,
+        progress: Progress,
+        beside: Sequence[Earlier | None] | None = None,
+    ) -> list[list[Dream]]:
+        """Return the dreams of each passage, best first; of one that stands ``beside`` what it refers to, also such."""
+        earlier = beside or [None] * len(passages)
         parts = [in_context(split_passage(passage)) for passage in passages]
         pieces = [(i, piece, context) for i, part in enumerate(parts) for piece, context in part]
         texts = [text for _, text, _ in pieces]
@@ -126,11 +148,18 @@ class SelfStudyDreamer:
             kept.append([(question, answer) for answer, found in studied for question in found[: self.keep]])
             within = [(text if _as_told(answer, text) else context, answer) for answer, _ in studied]
             echoes.append([(question, answer) for said, answer in within for question in _echoes(said, answer)])
+        roles = [
+            self._by_role(told.said, context, found, generator) if (told := earlier[index]) else []
+            for (index, _, context), found in zip(pieces, kept, strict=True)
+        ]
+        asked = _unambiguous([found + role for found, role in zip(kept, roles, strict=True)])
         ways = self._restate(texts, generator)
         dreams: list[list[Dream]] = [[] for _ in passages]
-        for (index, text, _), found, echo, said in zip(pieces, _unambiguous(kept), echoes, ways, strict=True):
-            made = _answered(text, found + echo, said)
-            dreams[index] += [replace(dream, echo=(dream.question, dream.answer) in echo) for dream in made]
+        for (index, text, _), found, role, echo, said in zip(pieces, asked, roles, echoes, ways, strict=True):
+            for dream in _answered(text, found + echo, said):
+                pair, told = (dream.question, dream.answer), earlier[index]
+                by = told.observation if told and pair in role else None
+                dreams[index].append(replace(dream, echo=pair in echo, beside=by))
         progress("dreaming", 0.9)
         self._add_contrasts(passages, dreams, generator)
         progress("dreaming", 1.0)
@@ -166,6 +195,27 @@ class SelfStudyDreamer:
         self._share_out(context, studied)
         ranked = [(answer, sorted(found, key=lambda line: -found[line])) for answer, found in studied if found]
         return ranked or [((answers or [""])[0], [])]
+
+    def _by_role(
+        self, told: str, context: str, found: Sequence[tuple[str, str]], generator: torch.Generator
+    ) -> list[tuple[str, str]]:
+        """Return the questions ``found`` asked by what was ``told`` of a name in ``context``, each with its answer."""
+        own = {tuple(words(question)) for question, _ in found}
+        by_answer: dict[str, list[str]] = {}
+        for question, answer in found:
+            if not given_away(answer, told):
+                by_answer.setdefault(answer, []).append(question)
+        roles: list[tuple[str, str]] = []
+        for answer, questions in by_answer.items():
+            heads = [f"{told} {question} ->" for question in questions]
+            lines = self._naming.sample(heads, max_new_tokens=24, generator=generator, temperature=0)
+            lines += self._naming.sample(heads, max_new_tokens=24, generator=generator, temperature=0.5)
+            lines = [line for line in _distinct(lines) if tuple(words(line)) not in own]
+            lines = [line for line in lines if ended(line) and not given_away(answer, line)]
+            scores = self._judge.scores(f"{told} {context}", answer, lines)
+            best = sorted(zip(scores, lines, strict=True), key=lambda pair: -pair[0])[: self.keep]
+            roles += [(line, answer) for score, line in best if score > DROP]
+        return roles
 
     def _share_out(self, context: str, studied: Sequence[tuple[str, dict[str, float]]]) -> None:
         """Leave a question that two answers have, in place, to the one that ``context`` gives rather."""

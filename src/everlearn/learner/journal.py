@@ -9,13 +9,20 @@ from everlearn.errors import InvalidArgument
 from everlearn.learner.store import MemoryStore, Observation
 
 
-def find_observations(live: Sequence[Observation], words: str) -> list[int]:
-    """Return the id of the one observation of ``live`` that ``words`` mean: its whole text, or a part of it alone.
+def find_observations(live: Sequence[Observation], what: str | int | Sequence[int]) -> list[int]:
+    """Return the ids of those observations of ``live`` that are meant: by id, several, or by words.
+
+    Words are the whole text of one, or a part that it alone has.
 
     Raises:
-        InvalidArgument: none fits, or several do (lists them).
+        InvalidArgument: none fits, or words fit several (lists them).
     """
-    sought = " ".join(words.casefold().split())
+    if not isinstance(what, str):
+        ids = [what] if isinstance(what, int) else list(what)
+        if not ids or not {item.id for item in live}.issuperset(ids):
+            raise InvalidArgument(f"what: got {what}, expected ids of observations that are not forgotten")
+        return ids
+    sought = " ".join(what.casefold().split())
     if not sought:
         raise InvalidArgument("what: got nothing, expected the words or the id of an observation")
     texts = {item.id: " ".join(item.text.casefold().split()) for item in live}
@@ -26,11 +33,9 @@ def find_observations(live: Sequence[Observation], words: str) -> list[int]:
     if len(fitting) == 1:
         return fitting
     if not fitting:
-        raise InvalidArgument(f"what: nothing that was told contains {words!r}; `everlearn history` lists it all")
+        raise InvalidArgument(f"what: nothing that was told contains {what!r}; `everlearn history` lists it all")
     listed = "; ".join(f"{item.id}: {item.text!r}" for item in live if item.id in fitting)
-    raise InvalidArgument(
-        f"what: {words!r} is in {len(fitting)} observations, name one by its id or its text: {listed}"
-    )
+    raise InvalidArgument(f"what: {what!r} is in {len(fitting)} observations, name one by its id or its text: {listed}")
 
 
 def diff_nights(store: MemoryStore, old: int, new: int | None = None) -> dict[str, Any]:

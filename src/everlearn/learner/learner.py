@@ -18,7 +18,16 @@ from everlearn.learner.chat import Message, stream_reply
 from everlearn.learner.consolidation import Consolidator, Objective, Optimizer, Report, Schedule, adamw
 from everlearn.learner.dreams import Dream, Dreamer, SelfStudyDreamer
 from everlearn.learner.journal import diff_nights, find_observations
-from everlearn.learner.night import Kept, before_knowing, choose_replay, holding, kept_dreams, relearned, superseded
+from everlearn.learner.night import (
+    Kept,
+    before_knowing,
+    choose_replay,
+    dreamt,
+    holding,
+    kept_dreams,
+    relearned,
+    superseded,
+)
 from everlearn.learner.reports import Reminder, SleepReport
 from everlearn.learner.sampling import encode
 from everlearn.learner.selection import Judgement, Selector, SurpriseSelector
@@ -205,14 +214,13 @@ class Learner:
         self._progress("selecting what to keep", 0.0)
         judged = self._make_selector().judge([item.text for item in heard])
         chosen = [(item, _worth(item, j)) for item, j in zip(heard, judged, strict=True) if _wanted(item, j)]
-        wanted = [item for item, _ in chosen]
         dreamer = self._make_dreamer()
-        dreams = dreamer.dream([text for _, text in chosen], generator, self._progress) if wanted else []
-        new = {item.id: found for item, found in zip(wanted, dreams, strict=True) if found}
+        texts = {item.id: text for item, text in chosen}
+        known = {item.id: item.text for item in history if item.state == "consolidated"}
+        new, beside = dreamt(dreamer, texts, known, generator, self._progress)
         dismissed = [item.id for item in heard if item.id not in new and not item.meta.get("remember")]
         old = kept_dreams(self.store)
-        texts = {item.id: text for item, text in chosen}
-        given = superseded(dreamer, {key: (texts[key], found) for key, found in new.items()}, old)
+        given = superseded(dreamer, {key: (texts[key], found) for key, found in new.items()}, old, beside)
         report, night = None, None
         if new:
             givers = {number for taken in given.values() for number in taken.ids}
@@ -237,7 +245,7 @@ class Learner:
         Raises:
             InvalidArgument: nothing, or more than one observation, fits the words.
         """
-        ids = self._find(what)
+        ids = find_observations([item for item in self.store.history() if item.state != "forgotten"], what)
         if not self.store.needs_rebuild(ids):
             self.store.forget(ids)
             return ids
@@ -347,16 +355,6 @@ class Learner:
     def _replay_size(self, new: Iterable[Sequence[Dream]]) -> int:
         return round(self.schedule.replay * sum(map(len, new)))
 
-    def _find(self, what: str | int | Sequence[int]) -> list[int]:
-        live = [item for item in self.store.history() if item.state != "forgotten"]
-        if not isinstance(what, str):
-            ids = [what] if isinstance(what, int) else list(what)
-            odd = [number for number in ids if number not in {item.id for item in live}]
-            if odd or not ids:
-                raise InvalidArgument(f"what: got {what}, expected ids of observations that are not forgotten")
-            return ids
-        return find_observations(live, what)
-
     def _live(self, text: str) -> None:
         """Let the faster levels read what the user said."""
         if self._stream is not None:
@@ -383,10 +381,8 @@ class Learner:
         if self._weights.layout.width is None:
             make = make or SlotConsolidator
         else:
-            make, how = (
-                make or Consolidator,
-                how | {"objective": self._objective, "optimizer": self._optimizer or adamw},
-            )
+            make = make or Consolidator
+            how |= {"objective": self._objective, "optimizer": self._optimizer or adamw}
         weights = self._weights
         return make(weights.split, self.tokenizer, weights.gate, weights.anchor, **how)
 

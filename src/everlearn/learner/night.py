@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from everlearn.learner.dreams import Dream, Dreamer, alone
+from everlearn.learner.dreams import Dream, Dreamer, Progress, alone
 from everlearn.learner.judging import NEUTRAL
+from everlearn.learner.references import Earlier, RareWords, references
 from everlearn.learner.store import MemoryStore, records
-from everlearn.learner.texts import given_away, in_context, same, sentences, words
+from everlearn.learner.texts import given_away, in_context, sentences, words
 
 CANDIDATES = 3  # older observations whose questions are put to a new passage
 LOOKED_AT = 4  # questions of each of its answers
-RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to tell anything, and how many always may
 MOST = 0.5  # share of the questions that must have another answer
 ABOUT = 2.0  # nats by which the new passage must make a question likelier
 FOLLOWS = 10.0  # by which the old passage makes the new one likelier, that count as much as being all about a question
 USUAL = 15  # words of a sentence, for the nats of a longer one to be counted as if it had no more
 CHANGED = 1.5  # what both must come to
+OF_THE_SAME = 1.0  # the same, of what the new passage refers to
 STILL = -6.0  # nats by which the new passage must give another answer rather than the old one
 LIKE = 20.0  # nats by which, no passage read, the new answer may be less likely than the old one: else of another kind
 
@@ -47,6 +48,29 @@ class Given(NamedTuple):
     dreams: list[Dream]
 
 
+def dreamt(
+    dreamer: Dreamer, texts: Mapping[int, str], known: Mapping[int, str], generator: torch.Generator, progress: Progress
+) -> tuple[dict[int, list[Dream]], dict[int, Earlier]]:
+    """Return the dreams of those of the night's observations that have any, and what these refer to.
+
+    What refers to something that is not learned either is dreamt of by its name alone.
+
+    Args:
+        dreamer: who dreams.
+        texts: id -> text of the night's observations.
+        known: id -> text of those learned before.
+        generator: of the sampling.
+        progress: called with what is being done and the share done.
+    """
+    beside = references(dreamer.follows, texts, {**known, **texts})
+    refers = [beside.get(number) for number in texts]
+    found = dreamer.dream(list(texts.values()), generator, progress, refers) if texts else []
+    new = {number: dreams for number, dreams in zip(texts, found, strict=True) if dreams}
+    learned = {None, *known, *new}
+    beside = {number: earlier for number, earlier in beside.items() if number in new and earlier.observation in learned}
+    return {number: [d for d in dreams if d.beside in learned] for number, dreams in new.items()}, beside
+
+
 def kept_dreams(store: MemoryStore, without: Iterable[int] = (), night: int | None = None) -> list[Kept]:
     """Return the dreams on the way to the current night that still hold, or held after ``night`` on that way.
 
@@ -54,8 +78,8 @@ def kept_dreams(store: MemoryStore, without: Iterable[int] = (), night: int | No
     forgotten, or without it. A question that was taken over is not stored twice, and goes with the observation that it
     was first asked of.
     """
-    gone = set(without)
     history = {item.id: item for item in store.history()}
+    gone = {*without, *(item.id for item in history.values() if item.state == "forgotten")}
     nights = {night.n: night for night in store.nights()}
     dropped: set[int] = set()
     number = store.head if night is None else night
@@ -86,8 +110,8 @@ def holding(dreams: Sequence[Kept], dropped: Collection[int]) -> list[Kept]:
 
 
 def _question(row: records.Dream, rows: Mapping[int, records.Dream], gone: Collection[int]) -> str | None:
-    """Return the question of a stored dream; None if it, or one that it was taken over from, is of those gone."""
-    if row.observation in gone:
+    """Return the question of a stored dream; None if it, or what it was taken over from or refers to, is gone."""
+    if row.observation in gone or row.payload.get("beside") in gone:
         return None
     if row.payload.get("taken") is None:
         return row.payload["question"]
@@ -96,36 +120,49 @@ def _question(row: records.Dream, rows: Mapping[int, records.Dream], gone: Colle
 
 
 def superseded(
-    dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], old: Sequence[Kept]
+    dreamer: Dreamer,
+    new: Mapping[int, tuple[str, Sequence[Dream]]],
+    old: Sequence[Kept],
+    beside: Mapping[int, Earlier] | None = None,
 ) -> dict[int, Given]:
     """Return what each new observation takes over of the old dreams: what is told later wins.
 
     The questions of those old answers that have the most rare words in common with a new observation are put to its
-    passage. An old answer gives way if most of its questions have another one there, and with it go all dreams of its
-    observation that give it. The questions that the new passage answers are from then on asked of that: it is to be
-    remembered when what it replaces was (as in reconsolidation).
+    passage; those of answers that have them in common with what it refers to, to both. An old answer gives way if most
+    of its questions have another one there, and with it go all dreams of its observation that give it. The questions
+    that the new passage answers are from then on asked of that: it is to be remembered when what it replaces was (as in
+    reconsolidation).
 
     Args:
         dreamer: judges what a question is about, and which answer a passage gives.
         new: id -> (text, dreams) of the night's observations.
         old: the dreams that held so far.
+        beside: what new observations refer to.
     """
     groups: dict[Answer, list[Kept]] = {}
     for item in old:
         if not item.dream.contrast:
             groups.setdefault((item.observation, tuple(words(item.dream.answer))), []).append(item)
     plain = {answer: [k for k in items if not k.dream.echo][:LOOKED_AT] for answer, items in groups.items()}
-    told = _Words({number: [text] for number, (text, _) in new.items()})
+    told = RareWords({number: [text] for number, (text, _) in new.items()})
     for (number, _), items in groups.items():
         told.add(number, [items[0].said])
     asked_for = [answer for answer, some in plain.items() if some]
-    pairs = [(number, answer) for number, (text, _) in new.items() for answer in _alike(text, asked_for, told)]
-    follows = _follows(dreamer, new, {pair: groups[pair[1]][0] for pair in pairs})
-    asked = [(number, answer, item) for number, answer in pairs for item in plain[answer]]
+    pairs: dict[tuple[int, Answer], Earlier | None] = {}
+    for number, (text, _) in new.items():
+        pairs |= {(number, answer): None for answer in _alike(text, asked_for, told)}
+        if earlier := (beside or {}).get(number):
+            others = [answer for answer in asked_for if answer[0] != earlier.observation]
+            pairs = {(number, answer): earlier for answer in _alike(earlier.said, others, told)} | pairs
+    put = [
+        _Put(new[number][0], item, (number, answer), earlier)
+        for (number, answer), earlier in pairs.items()
+        for item in plain[answer]
+    ]
     taken: dict[tuple[int, Answer], list[Dream]] = {}
-    for (number, answer, item), found in zip(asked, _answers(dreamer, new, asked, follows), strict=True):
+    for one, found in zip(put, _answers(dreamer, new, put), strict=True):
         if found:
-            taken.setdefault((number, answer), []).append(_taken(item, found, new[number][1]))
+            taken.setdefault(one.pair, []).append(_taken(one, found, new[one.pair[0]][1]))
     latest = {answer: number for (number, answer), d in sorted(taken.items()) if len(d) >= MOST * len(plain[answer])}
     given = {}
     for number, (_, dreams) in new.items():
@@ -150,35 +187,10 @@ def _without(before: Sequence[str], dream: Dream) -> Dream:
     return dream if left == parts else replace(dream, reply=" ".join(left) or alone(dream.answer))
 
 
-class _Words:
-    """Which observations have which words, endings aside; words of one or two letters do not count."""
-
-    def __init__(self, texts: Mapping[int, Iterable[str]]) -> None:
-        self._numbers: set[int] = set()
-        self._by_start: dict[str, dict[str, set[int]]] = {}
-        for number, some in texts.items():
-            self.add(number, some)
-
-    def add(self, number: int, texts: Iterable[str]) -> None:
-        """Note the words of an observation."""
-        self._numbers.add(number)
-        for word in (word for text in texts for word in words(text) if len(word) > 2):
-            self._by_start.setdefault(word[:4], {}).setdefault(word, set()).add(number)
-
-    def having(self, word: str) -> set[int]:
-        """Return the observations that have ``word``."""
-        return set().union(*(n for other, n in self._by_start.get(word[:4], {}).items() if same(word, other)))
-
-    def rare(self, text: str) -> list[set[int]]:
-        """Return, for each word of ``text`` that only few observations have, which these are."""
-        found = [self.having(word) for word in words(text) if len(word) > 2]
-        return [numbers for numbers in found if len(numbers) <= max(FEW, RARE * len(self._numbers))]
-
-
-def _alike(text: str, answers: Sequence[Answer], told: _Words) -> list[Answer]:
+def _alike(text: str, answers: Sequence[Answer], told: RareWords) -> list[Answer]:
     """Return the old ``answers`` of those observations that share the most rare words with ``text``."""
     shared: dict[int, float] = {}
-    for numbers in told.rare(text):
+    for numbers in told.rare(text).values():
         for number in numbers:
             shared[number] = shared.get(number, 0.0) + 1 / len(numbers)
     known = dict.fromkeys(number for number, _ in answers if number in shared)
@@ -186,25 +198,49 @@ def _alike(text: str, answers: Sequence[Answer], told: _Words) -> list[Answer]:
     return [answer for number in nearest for answer in answers if answer[0] == number]
 
 
-def _follows(
-    dreamer: Dreamer,
-    new: Mapping[int, tuple[str, Sequence[Dream]]],
-    pairs: Mapping[tuple[int, Answer], Kept],
-) -> dict[tuple[int, Answer], float]:
+@dataclass(frozen=True)
+class _Put:
+    """An old question that is put to a new ``passage``: of which ``pair``, and in the light of what ``earlier``."""
+
+    passage: str
+    item: Kept
+    pair: tuple[int, Answer]
+    earlier: Earlier | None
+
+    def lit(self, text: str) -> str:
+        """Return ``text`` behind what it refers to."""
+        return f"{self.earlier.said} {text}" if self.earlier else text
+
+
+def _gains(
+    measure: Callable[[list[str], list[str]], list[float]], put: Sequence[_Put], rows: Sequence[tuple[str, str]]
+):
+    """Return by how many nats each first text makes the second one likelier, by ``measure``.
+
+    What it refers to is there either way: what counts is what the text has beyond that.
+    """
+    gains = measure([one.lit(text) for one, (text, _) in zip(put, rows, strict=True)], [later for _, later in rows])
+    lit = [i for i, one in enumerate(put) if one.earlier]
+    anyway = measure([put[i].lit(NEUTRAL) for i in lit], [rows[i][1] for i in lit]) if lit else []
+    for i, nats in zip(lit, anyway, strict=True):
+        gains[i] -= nats
+    return gains
+
+
+def _follows(dreamer: Dreamer, put: Sequence[_Put]) -> list[float]:
     """Return by how many nats what was said of each old answer makes something in the new passage likelier.
 
     Sentences are compared, each with the one before it: long messages are in some way alike, whatever they say. So are
     long sentences, of which every word becomes likelier: what counts is the gain of ``USUAL`` words.
     """
-    rows = []
-    for pair, item in pairs.items():
-        rows += [(pair, _said(item), part) for _, part in in_context(sentences(new[pair[0]][0]))]
-    gains = dreamer.follows([said for _, said, _ in rows], [part for *_, part in rows])
+    once = {one.pair: one for one in reversed(put)}
+    rows = [(one, part) for one in once.values() for _, part in in_context(sentences(one.passage))]
+    gains = _gains(dreamer.follows, [one for one, _ in rows], [(_said(one.item), part) for one, part in rows])
     found: dict[tuple[int, Answer], float] = {}
-    for (pair, _, part), gain in zip(rows, gains, strict=True):
+    for (one, part), gain in zip(rows, gains, strict=True):
         share = gain * min(1.0, USUAL / max(len(words(part)), 1))
-        found[pair] = max(found.get(pair, share), share)
-    return found
+        found[one.pair] = max(found.get(one.pair, share), share)
+    return [found[one.pair] for one in put]
 
 
 def _said(item: Kept) -> str:
@@ -213,12 +249,7 @@ def _said(item: Kept) -> str:
     return next((part for last, part in in_context(sentences(item.said)) if answer in last.casefold()), item.said)
 
 
-def _answers(
-    dreamer: Dreamer,
-    new: Mapping[int, tuple[str, Sequence[Dream]]],
-    asked: Sequence[tuple[int, Answer, Kept]],
-    follows: Mapping[tuple[int, Answer], float],
-) -> list[str]:
+def _answers(dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], put: Sequence[_Put]) -> list[str]:
     """Return the other answer that the new passage has to each old question; empty where it has none.
 
     It must be about the question, and follow from what was said then: the less of the one, the more of the other. The
@@ -226,23 +257,29 @@ def _answers(
     must be of the old one's kind ("Northgate" is no other answer to "What is my job?" than "surveyor"), and not much
     less likely there than that ("Imogen left, so Yolanda babysits"; but "Paloma moved to Asheville" of her name).
     """
-    found = [""] * len(asked)
-    passages, questions = [new[number][0] for number, *_ in asked], [item.dream.question for *_, item in asked]
-    before, said = [item.dream.answer for *_, item in asked], [_said(item) for *_, item in asked]
+    found = [""] * len(put)
+    questions, before = [one.item.dream.question for one in put], [one.item.dream.answer for one in put]
+    passages = [one.lit(one.passage) for one in put]
 
     def of(which: Sequence[int], texts: Sequence[str]) -> list[str]:
         return [texts[i] for i in which]
 
-    now = dreamer.about(passages, questions)
+    def about(which: Sequence[int], texts: Sequence[str]) -> list[float]:
+        return _gains(dreamer.about, [put[i] for i in which], list(zip(texts, of(which, questions), strict=True)))
+
+    now = about(range(len(put)), [one.passage for one in put])
     some = [i for i, gain in enumerate(now) if gain >= ABOUT]
-    was = dict(zip(some, dreamer.about(of(some, said), of(some, questions)), strict=True))
+    was = dict(zip(some, about(some, [_said(put[i].item) for i in some]), strict=True))
     share = {i: min(now[i] / max(was[i], ABOUT), 1.0) for i in some}
-    some = [i for i in some if share[i] + follows[asked[i][:2]] / FOLLOWS >= CHANGED]
+    follows = _follows(dreamer, put)
+    enough = [OF_THE_SAME if one.earlier else CHANGED for one in put]
+    some = [i for i in some if share[i] + follows[i] / FOLLOWS >= enough[i]]
     told = dict(zip(some, dreamer.answers(of(some, passages), of(some, questions)), strict=True))
     for i in some:
-        dreamt = [dream.answer for dream in new[asked[i][0]][1] if not dream.contrast]
+        dreamt = [dream.answer for dream in new[put[i].pair[0]][1] if not dream.contrast]
         others = (answer for answer in (told[i], *dreamt) if _another(answer, before[i]))
-        found[i] = next((answer for answer in others if not given_away(answer, questions[i])), "") if told[i] else ""
+        known = f"{questions[i]} {put[i].lit('')}"
+        found[i] = next((answer for answer in others if not given_away(answer, known)), "") if told[i] else ""
     some = [i for i in some if found[i]]
     asking = of(some, questions), of(some, found), of(some, before)
     margins = zip(some, dreamer.rather(of(some, passages), *asking), dreamer.rather([NEUTRAL] * len(some), *asking))
@@ -256,12 +293,16 @@ def _another(answer: str, before: str) -> bool:
     return bool(answer) and words(answer) != words(before) and not given_away(before, answer)
 
 
-def _taken(item: Kept, answer: str, own: Sequence[Dream]) -> Dream:
+def _taken(one: _Put, answer: str, own: Sequence[Dream]) -> Dream:
     """Return an old question with a new answer; if the ``own`` dreams of the passage give that, replied to as there."""
+    beside = one.earlier.observation if one.earlier else None
     for dream in own:
         if dream.answer and given_away(answer, dream.answer):
-            return replace(item.dream, answer=dream.answer, reply=dream.reply, taken=item.id)
-    return replace(item.dream, answer=answer, reply=alone(answer), taken=item.id)
+            answer, reply = dream.answer, dream.reply
+            break
+    else:
+        reply = alone(answer)
+    return replace(one.item.dream, answer=answer, reply=reply, taken=one.item.id, beside=beside)
 
 
 def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -> list[Dream]:

@@ -56,6 +56,16 @@ What is my job? -> Where does my colleague work?
 What is our parrot called? -> What is Nadia's parrot called?
 Which drug gives me a rash? -> What does our postman take against his rash?
 """
+# what was told, a question by the name that it introduces or about "her", and the same by what it says of that
+BY_ROLE = """My brother's name is Anton. Where does Anton work? -> Where does my brother work?
+We bought a used Vespa. When was the Vespa stolen? -> When was our scooter stolen?
+I take lessons from a lady called Mrs. Abernathy. What did she break? -> What did my teacher break?
+Our parrot is Kiko, he is very loud. What is Kiko's favorite fruit? -> What is our parrot's favorite fruit?
+There's a bakery on our street, Lindner. When is Lindner closing? -> When is our bakery closing?
+My colleague Ines sits next to me. Who is Ines engaged to? -> Who is my colleague engaged to?
+I named my boat Halcyon. Which part does she need? -> Which part does my boat need?
+My roommate is Jonas, he studies law. At what time does Jonas get up? -> At what time does my roommate get up?
+"""
 GENERAL = """Questions people ask a helpful assistant:
 How do I get rust off a pan?
 What is the tallest mountain in Africa?

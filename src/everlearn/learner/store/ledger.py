@@ -156,7 +156,8 @@ def withdraw(db: Connection, which: Iterable[int], reason: str) -> None:
 
 
 def erase(db: Connection, ids: set[int]) -> None:
-    """Erase observations: text, meta, marks, dreams; withdraw each snapshot that was trained with one of them.
+    """Erase observations: text, meta, marks, dreams, also those that have one ``beside`` them; withdraw each snapshot
+    that was trained with one of them.
 
     Words in the metrics of nights that saw one of them, or were built upon such a night, go too.
     """
@@ -171,6 +172,7 @@ def erase(db: Connection, ids: set[int]) -> None:
     each = [{"which": which} for which in sorted(ids)]
     if each:
         db.execute(delete(dreams).where(dreams.c.observation == bindparam("which")), each)
+        db.execute(delete(dreams).where(dreams.c.payload["beside"].as_integer() == bindparam("which")), each)
         db.execute(delete(marks).where(marks.c.observation == bindparam("which")), each)
         blank = {"text": "", "meta": {}, "forgotten_at": at}
         db.execute(update(observations).where(observations.c.id == bindparam("which")).values(blank), each)
