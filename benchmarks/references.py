@@ -71,7 +71,8 @@ def main() -> None:
         print(result, flush=True)
     kinds = ("refers", "replaces", "other")
     summary: dict[str, Any] = {kind: sum(r["found"] for r in rows if r["kind"] == kind) for kind in kinds}
-    summary |= {key: sum(r.get(key, False) for r in rows) for key in rows[-31] if key.startswith(("later", "near_"))}
+    taken = next(row for row in rows if "near_beside" in row)
+    summary |= {key: sum(row.get(key, False) for row in rows) for key in taken if key.startswith(("later_", "near_"))}
     write_json(given.json, {"summary": summary, "rows": rows, "provenance": provenance()})
     print(summary)
 
