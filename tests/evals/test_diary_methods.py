@@ -192,7 +192,7 @@ def test_dreams_are_dreamt_once_and_what_that_took_is_counted_again(tmp_path, mo
 def test_what_was_dreamt_beside_something_else_is_another_dream(tmp_path):
     inner, path = Counting(), tmp_path / "0.jsonl"
     none = (torch.Generator(), lambda what, share: None)
-    for beside in ([None, Earlier(1, "Ann is my aunt.")], [None, Earlier(1, "Ann is my cat.")], None):
+    for beside in ([None, Earlier(1, "Ann is my aunt.", "ann")], [None, Earlier(1, "Ann is my cat.", "ann")], None):
         for _ in range(2):
             KeptDreams(inner, path).dream(["I sing.", "Ann sings."], *none, beside)
     assert inner.dreamt == ["I sing.", "Ann is my aunt. Ann sings.", "Ann is my cat. Ann sings.", "Ann sings."]

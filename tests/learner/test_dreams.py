@@ -100,7 +100,9 @@ def run(dreamer, *passages: str) -> list[list[Dream]]:
 
 def test_what_refers_to_something_told_earlier_is_asked_for_by_that_too(dreamer, script, monkeypatch):
     told, said = "My sister has a cat.", []
-    ways = iter([["What is my sister's pet called?", "what is my cat called"], ["Nils is whose?", "Who?"]])
+    ways = iter(
+        [["What is my sister's pet called?", "what is my cat called", "Which cat?"], ["Nils is whose?", "Who?"]]
+    )
     monkeypatch.setattr(dreamer._naming, "sample", lambda heads, **options: said.append(heads) or next(ways))
     judged = []
 
@@ -109,7 +111,7 @@ def test_what_refers_to_something_told_earlier_is_asked_for_by_that_too(dreamer,
         return [{"Who?": DROP}.get(question, 1.0) for question in questions]
 
     monkeypatch.setattr(dreamer._judge, "scores", scores)
-    passages, beside = [CAT, "I sing."], [Earlier(7, told), None]
+    passages, beside = [CAT, "I sing."], [Earlier(7, told, "cat"), None]
     first, second = dreamer.dream(passages, torch.Generator().manual_seed(0), lambda stage, share: None, beside)
     assert said == [[f"{told} What is my cat called? ->"]] * 2, "the likeliest, and one sampled"
     assert judged[-1] == (f"{told} {CAT}", "Nils", ["What is my sister's pet called?", "Who?"])
@@ -121,7 +123,7 @@ def test_what_refers_to_something_told_earlier_is_asked_for_by_that_too(dreamer,
 
 def test_what_was_told_earlier_is_no_answer(dreamer, script, monkeypatch):
     monkeypatch.setattr(dreamer._naming, "sample", lambda heads, **options: pytest.fail("Nils is not new"))
-    beside = [Earlier(7, "Nils is very old.")]
+    beside = [Earlier(7, "Nils is very old.", "old")]
     (found,) = dreamer.dream([CAT], torch.Generator().manual_seed(0), lambda stage, share: None, beside)
     assert questions(found) == ["What is my cat called?", *ECHOES]
 

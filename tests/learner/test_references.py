@@ -16,9 +16,10 @@ def test_a_name_refers_to_the_message_that_introduced_it():
     told = {1: "I like tea.", 2: SISTER, 3: "Paloma sings.", 4: "She saw Paloma in Oslo.", 5: "We like tea."}
     new = {4: told[4], 5: told[5]}
     found = references(follows, {4: told[4]}, told)
-    assert found == {4: Earlier(2, SISTER)}, "not what mentioned her later"
+    assert found == {4: Earlier(2, SISTER, "paloma")}, "not what mentioned her later"
     assert references(follows, new, told).keys() == {4, 5}
-    assert references(follows, {2: SISTER}, told) == {}, "what is told later introduces nothing"
+    assert references(follows, {2: SISTER}, told) == {}, "what is told on a later day introduces nothing"
+    assert references(follows, {2: SISTER, 4: told[4]}, {2: SISTER, 4: told[4]}).keys() == {2, 4}, "on the same it may"
     assert references(follows, {1: told[1]}, told) == {}
 
 
@@ -35,7 +36,7 @@ def test_the_word_alone_must_be_likelier_not_the_sentence():
         seen.extend(later)
         return [NAMED if text.endswith("Paloma") else 0.0 for text in later]
 
-    assert references(unlikely_before, {2: told[2]}, told) == {2: Earlier(1, SISTER)}
+    assert references(unlikely_before, {2: told[2]}, told) == {2: Earlier(1, SISTER, "paloma")}
     assert {"My sister is named after", "My sister is named after Paloma"} <= set(seen)
     assert "" not in seen, "nothing stands before a first word"
 
@@ -45,7 +46,7 @@ def test_words_that_many_have_are_no_names():
     last = max(told)
     assert references(follows, {last: told[last]}, told) == {}
     del told[1]
-    assert references(follows, {last: told[last]}, told) == {last: Earlier(2, told[2])}
+    assert references(follows, {last: told[last]}, told) == {last: Earlier(2, told[2], "paloma")}
 
 
 def test_the_likeliest_of_several_and_the_sentence_before_it():
@@ -54,7 +55,7 @@ def test_the_likeliest_of_several_and_the_sentence_before_it():
     def gains(passages, later):
         return [{"Ann": 8.0, "Wurzel": 20.0}.get(text.split()[-1], 0.0) for text in later]
 
-    assert references(gains, {3: told[3]}, told) == {3: Earlier(1, "We got a ferret. He is called Wurzel.")}
+    assert references(gains, {3: told[3]}, told) == {3: Earlier(1, "We got a ferret. He is called Wurzel.", "wurzel")}
 
 
 def test_rare_words_know_endings_and_no_short_words():

@@ -28,7 +28,7 @@ from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.learner.practice import Practice, Record
 from everlearn.learner.references import Earlier
 from everlearn.learner.sampling import Prompt
-from everlearn.learner.texts import ended, given_away, in_context, same, split_passage, words
+from everlearn.learner.texts import ended, given_away, has, in_context, same, split_passage, words
 from everlearn.learner.voice import greedy_replies
 
 SHOWN = 5  # records of practice that are shown before a passage
@@ -149,7 +149,7 @@ class SelfStudyDreamer:
             within = [(text if _as_told(answer, text) else context, answer) for answer, _ in studied]
             echoes.append([(question, answer) for said, answer in within for question in _echoes(said, answer)])
         roles = [
-            self._by_role(told.said, context, found, generator) if (told := earlier[index]) else []
+            self._by_role(told, context, found, generator) if (told := earlier[index]) else []
             for (index, _, context), found in zip(pieces, kept, strict=True)
         ]
         asked = _unambiguous([found + role for found, role in zip(kept, roles, strict=True)])
@@ -197,22 +197,22 @@ class SelfStudyDreamer:
         return ranked or [((answers or [""])[0], [])]
 
     def _by_role(
-        self, told: str, context: str, found: Sequence[tuple[str, str]], generator: torch.Generator
+        self, told: Earlier, context: str, found: Sequence[tuple[str, str]], generator: torch.Generator
     ) -> list[tuple[str, str]]:
-        """Return the questions ``found`` asked by what was ``told`` of a name in ``context``, each with its answer."""
-        own = {tuple(words(question)) for question, _ in found}
+        """Return the questions ``found`` by what was ``told`` of a name in ``context``, not by that; with answers."""
         by_answer: dict[str, list[str]] = {}
         for question, answer in found:
-            if not given_away(answer, told):
+            if not given_away(answer, told.said):
                 by_answer.setdefault(answer, []).append(question)
+        own = {tuple(words(question)) for question, _ in found}
         roles: list[tuple[str, str]] = []
         for answer, questions in by_answer.items():
-            heads = [f"{told} {question} ->" for question in questions]
+            heads = [f"{told.said} {question} ->" for question in questions]
             lines = self._naming.sample(heads, max_new_tokens=24, generator=generator, temperature=0)
             lines += self._naming.sample(heads, max_new_tokens=24, generator=generator, temperature=0.5)
-            lines = [line for line in _distinct(lines) if tuple(words(line)) not in own]
-            lines = [line for line in lines if ended(line) and not given_away(answer, line)]
-            scores = self._judge.scores(f"{told} {context}", answer, lines)
+            lines = [line for line in _distinct(lines) if ended(line) and tuple(words(line)) not in own]
+            lines = [line for line in lines if not given_away(answer, line) and not has(told.name, line)]
+            scores = self._judge.scores(f"{told.said} {context}", answer, lines)
             best = sorted(zip(scores, lines, strict=True), key=lambda pair: -pair[0])[: self.keep]
             roles += [(line, answer) for score, line in best if score > DROP]
         return roles

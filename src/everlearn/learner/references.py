@@ -1,7 +1,7 @@
 """References: which earlier message says who or what a name in a new one stands for.
 
 "My sister is named Paloma." tells of whom "Paloma moved to Asheville." speaks. A word is such a name when few messages
-have it and the first that does makes it much likelier; nothing here knows a language.
+have it and another, the first that did, makes it much likelier; nothing here knows a language.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from everlearn.learner.texts import in_context, same, sentences, words
+from everlearn.learner.texts import has, in_context, same, sentences, words
 
 RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to tell anything, and how many always may
 SHORTEST = 3  # letters of a word that counts
@@ -20,10 +20,11 @@ Follows = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 class Earlier(NamedTuple):
-    """What a new message refers to: what was ``said`` in an older ``observation``, a sentence or two."""
+    """What a new message refers to by a ``name``: what was ``said`` in another ``observation``, a sentence or two."""
 
     observation: int
     said: str
+    name: str
 
 
 class RareWords:
@@ -57,17 +58,18 @@ def references(follows: Follows, new: Mapping[int, str], told: Mapping[int, str]
     Args:
         follows: by how many nats each first text makes the second one beside it likelier.
         new: id -> text of the night's observations.
-        told: id -> text of all that was told, the ``new`` ones too; what has a lower id was told earlier.
+        told: id -> text of all that was told, the ``new`` ones too; what has a lower id was told earlier. Of what was
+            told in one night, that may come in any order, each may refer to the other.
     """
     index = RareWords({number: [text] for number, text in told.items()})
     tried: list[tuple[int, Earlier, str, str]] = []  # where, what it may refer to, and a sentence up to the word
     for number, text in new.items():
         for sentence in sentences(text):
             for word, numbers in index.rare(sentence).items():
-                first = min(numbers, default=number)
-                if first < number:
-                    before, with_it = _up_to(word, sentence)
-                    tried.append((number, Earlier(first, _naming(word, told[first])), before, with_it))
+                first = min(numbers - {number}, default=None)
+                if first is not None and (first in new or first < number):
+                    earlier = Earlier(first, _naming(word, told[first]), word)
+                    tried.append((number, earlier, *_up_to(word, sentence)))
     if not tried:
         return {}
     said = [earlier.said for _, earlier, _, _ in tried]
@@ -91,4 +93,4 @@ def _up_to(word: str, sentence: str) -> tuple[str, str]:
 def _naming(word: str, text: str) -> str:
     """Return the sentence of ``text`` that has ``word``, behind the one before it."""
     parts = in_context(sentences(text))
-    return next((both for part, both in parts if any(same(word, other) for other in words(part))), text)
+    return next((both for part, both in parts if has(word, part)), text)

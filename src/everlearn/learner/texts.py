@@ -62,10 +62,14 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", "".join(c for c in plain if not unicodedata.combining(c)))
 
 
+def has(word: str, text: str) -> bool:
+    """Whether ``text`` has ``word`` in it, endings aside."""
+    return any(same(word, other) for other in words(text))
+
+
 def given_away(answer: str, question: str) -> bool:
     """Whether ``question`` has a word of ``answer`` in it, endings aside; short words are no secret."""
-    asked = words(question)
-    return any(len(word) > 3 and any(same(word, other) for other in asked) for word in words(answer))
+    return any(len(word) > 3 and has(word, question) for word in words(answer))
 
 
 def same(a: str, b: str) -> bool:
