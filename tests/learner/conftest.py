@@ -6,7 +6,15 @@ import pytest
 import tiny_learner
 
 from everlearn.learner.learner import Learner
-from everlearn.models.hub import load_model
+from everlearn.models.hub import default_model_dir, load_model
+
+
+@pytest.fixture(scope="session")
+def default_model():
+    """The folder of the default model."""
+    if not default_model_dir().is_dir():
+        pytest.skip("the default model is not in the cache; `everlearn model fetch` gets it")
+    return default_model_dir()
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from everlearn.models.hub import default_model_dir
-
 pytestmark = pytest.mark.real_model
 
 FACTS = [  # what is told, what is asked from an empty context, and the word of a right answer
@@ -67,9 +65,7 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def life(tmp_path_factory):
-    if not default_model_dir().is_dir():
-        pytest.skip("the default model is not in the cache; `everlearn model fetch` gets it")
+def life(tmp_path_factory, default_model):
     memory = tmp_path_factory.mktemp("life") / "memory"
     before = ask(memory)
     told = run(memory, "tell", "-", "--lines", stdin="\n".join(text for text, _, _ in FACTS))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
+from everlearn.learner.dreams import SelfStudyDreamer
 from everlearn.learner.references import FEW, NAMED, Earlier, RareWords, references
+from everlearn.models.hub import load_model
 
 SISTER = "My sister is named Paloma."
 
@@ -61,3 +66,17 @@ def test_the_likeliest_of_several_and_the_sentence_before_it():
 def test_rare_words_know_endings_and_no_short_words():
     index = RareWords({1: ["my red boat"], 2: ["two boats"], 3: ["a it"]})
     assert index.rare("Boats, it, no reds") == {"boats": {1, 2}, "reds": set()}
+
+
+@pytest.mark.real_model
+def test_the_default_model_finds_who_is_meant_and_asks_by_that(default_model):
+    dreamer = SelfStudyDreamer(*load_model(str(default_model)))
+    told = {1: "Our landlord is called Hristo.", 2: "I had soup for lunch.", 3: "Hristo moved to Plovdiv last week."}
+    found = references(dreamer.follows, {3: told[3]}, told)
+    assert found == {3: Earlier(1, told[1], "hristo")}
+    passages, generator = [told[3]], torch.Generator().manual_seed(0)
+    (dreams,) = dreamer.dream(passages, generator, lambda stage, share: None, [found[3]])
+    by_role = [dream.question for dream in dreams if dream.beside == 1]
+    assert any("landlord" in question for question in by_role), by_role
+    assert not any("hristo" in question.casefold() for question in by_role)
+    assert {dream.answer for dream in dreams if dream.beside == 1} & {"Plovdiv", "Plovdiv last week", "to Plovdiv"}
