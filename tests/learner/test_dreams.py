@@ -99,24 +99,24 @@ def run(dreamer, *passages: str) -> list[list[Dream]]:
 
 
 def test_what_refers_to_something_told_earlier_is_asked_for_by_that_too(dreamer, script, monkeypatch):
-    told, said = "My sister has a cat.", []
-    ways = iter(
-        [["What is my sister's pet called?", "what is my cat called", "Which cat?"], ["Nils is whose?", "Who?"]]
-    )
-    monkeypatch.setattr(dreamer._naming, "sample", lambda heads, **options: said.append(heads) or next(ways))
-    judged = []
+    script.lines, script.open = ["What is my cat called?", "Who is it?"], ["What"]
+    told, said, judged = "The cat is my sister's.", [], []
+    made = ["sister's pet called?", "sister's cat called?", "Who is my sister's?"]
+    monkeypatch.setattr(dreamer._naming, "sample", lambda heads, **options: said.extend(heads) or made)
 
     def scores(text, answer, questions):
         judged.append((text, answer, list(questions)))
-        return [{"Who?": DROP}.get(question, 1.0) for question in questions]
+        return [{"Who is my sister's?": DROP}.get(question, 1.0) for question in questions]
 
     monkeypatch.setattr(dreamer._judge, "scores", scores)
     passages, beside = [CAT, "I sing."], [Earlier(7, told, "cat"), None]
     first, second = dreamer.dream(passages, torch.Generator().manual_seed(0), lambda stage, share: None, beside)
-    assert said == [[f"{told} What is my cat called? ->"]] * 2, "the likeliest, and one sampled"
-    assert judged[-1] == (f"{told} {CAT}", "Nils", ["What is my sister's pet called?", "Who?"])
-    assert questions(first) == ["What is my cat called?", "What is my sister's pet called?", *ECHOES]
-    assert [dream.beside for dream in first] == [None, 7, *[None] * len(ECHOES)]
+    heads = ["What is my cat called? -> What is my", "What is my cat called? -> What is our", "Who is it? ->"]
+    assert said == [f"{told} {head}" for head in heads], "the role begins where the name stood"
+    asked = ["What is my sister's pet called?", "Who is my sister's?"]
+    assert judged[-1] == (f"{told} {CAT}", "Nils", asked), "read after what it refers to, and without the name"
+    assert questions(first) == ["What is my cat called?", "Who is it?", asked[0], *ECHOES]
+    assert [dream.beside for dream in first] == [None, None, 7, *[None] * len(ECHOES)]
     assert {dream.reply for dream in first} == {"Nils. Your cat is Nils."}
     assert {dream.beside for dream in second} <= {None}
 

@@ -264,7 +264,7 @@ def test_what_is_told_later_drops_the_slots_of_what_it_contradicts(learner, monk
     first = {row.observation: [] for row in one.store.dreams()}
     for row in one.store.dreams():
         first[row.observation].append(row.id)
-    gone = {3: Given(first[2][:1], [Dream("What is heard?", "Singing.", "Singing", taken=first[2][0])])}
+    gone = {3: Given(first[2][:1], [Dream("What is heard?", "Singing.", "Singing", taken=first[2][0])], {})}
     monkeypatch.setattr("everlearn.learner.learner.superseded", lambda dreamer, new, old, beside: gone)
     one.observe("My parrot sings.")
     report = one.sleep()
@@ -288,7 +288,8 @@ def test_what_was_said_beside_it_is_learned_anew_without_naming_it(learner, monk
     monkeypatch.setattr(
         "everlearn.learner.learner.superseded",
         lambda dreamer, new, old, beside: {
-            n: Given([k.id for k in old if k.dream.answer == "seven"], list(dreams)) for n, (_, dreams) in new.items()
+            n: Given([k.id for k in old if k.dream.answer == "seven"], list(dreams), {})
+            for n, (_, dreams) in new.items()
         },
     )
     learned = []
@@ -317,7 +318,7 @@ def test_forgetting_leaves_what_was_told_later_in_place_of_what_it_contradicts(l
     old = [row.id for row in one.store.dreams()]
     monkeypatch.setattr(
         "everlearn.learner.learner.superseded",
-        lambda dreamer, new, *_: {n: Given(old if n == 2 else [], list(dreams)) for n, (_, dreams) in new.items()},
+        lambda dreamer, new, *_: {n: Given(old if n == 2 else [], list(dreams), {}) for n, (_, dreams) in new.items()},
     )
     one.observe("The sea is green.")
     one.observe(SAID)

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from everlearn.learner import prompts
 from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.learner.practice import Practice, Record
-from everlearn.learner.references import Earlier
+from everlearn.learner.references import Earlier, by_role, up_to_role
 from everlearn.learner.sampling import Prompt
 from everlearn.learner.texts import ended, given_away, has, in_context, same, split_passage, words
 from everlearn.learner.voice import greedy_replies
@@ -152,11 +152,13 @@ class SelfStudyDreamer:
             self._by_role(told, context, found, generator) if (told := earlier[index]) else []
             for (index, _, context), found in zip(pieces, kept, strict=True)
         ]
-        asked = _unambiguous([found + role for found, role in zip(kept, roles, strict=True)])
+        both = _unambiguous([found + role for found, role in zip(kept, roles, strict=True)])
+        roles = [[pair for pair in role if pair in left] for role, left in zip(roles, both, strict=True)]
+        asked = _unambiguous(kept)
         ways = self._restate(texts, generator)
         dreams: list[list[Dream]] = [[] for _ in passages]
         for (index, text, _), found, role, echo, said in zip(pieces, asked, roles, echoes, ways, strict=True):
-            for dream in _answered(text, found + echo, said):
+            for dream in _answered(text, found + role + echo, said):
                 pair, told = (dream.question, dream.answer), earlier[index]
                 by = told.observation if told and pair in role else None
                 dreams[index].append(replace(dream, echo=pair in echo, beside=by))
@@ -200,18 +202,22 @@ class SelfStudyDreamer:
         self, told: Earlier, context: str, found: Sequence[tuple[str, str]], generator: torch.Generator
     ) -> list[tuple[str, str]]:
         """Return the questions ``found`` by what was ``told`` of a name in ``context``, not by that; with answers."""
-        by_answer: dict[str, list[str]] = {}
+        if not has(told.name, context):
+            return []
+        by_answer: dict[str, list[tuple[str, str]]] = {}
         for question, answer in found:
             if not given_away(answer, told.said):
-                by_answer.setdefault(answer, []).append(question)
+                starts = [(question, start) for start in up_to_role(question, told.name)]
+                by_answer.setdefault(answer, []).extend(starts)
         own = {tuple(words(question)) for question, _ in found}
         roles: list[tuple[str, str]] = []
-        for answer, questions in by_answer.items():
-            heads = [f"{told.said} {question} ->" for question in questions]
-            lines = self._naming.sample(heads, max_new_tokens=24, generator=generator, temperature=0)
-            lines += self._naming.sample(heads, max_new_tokens=24, generator=generator, temperature=0.5)
+        for answer, begun in by_answer.items():
+            heads = [f"{told.said} {question} -> {start}".rstrip() for question, start in begun]
+            ends = self._naming.sample(heads, max_new_tokens=24, generator=generator, temperature=0)
+            lines = [prompts.joined(start, end).strip() for (_, start), end in zip(begun, ends, strict=True)]
+            lines = [line for line, (question, _) in zip(lines, begun, strict=True) if by_role(line, question, told)]
             lines = [line for line in _distinct(lines) if ended(line) and tuple(words(line)) not in own]
-            lines = [line for line in lines if not given_away(answer, line) and not has(told.name, line)]
+            lines = [line for line in lines if not given_away(answer, line)]
             scores = self._judge.scores(f"{told.said} {context}", answer, lines)
             best = sorted(zip(scores, lines, strict=True), key=lambda pair: -pair[0])[: self.keep]
             roles += [(line, answer) for score, line in best if score > DROP]
@@ -267,7 +273,7 @@ class SelfStudyDreamer:
         which = [index for index, found in enumerate(dreams) if found]
         near = [f"{split_passage(passages[index])[0]} ->" for index in which]
         world = self._missing.sample(near, max_new_tokens=24, generator=generator, temperature=0.5)
-        plain = [[dream.question for dream in found if not dream.echo] for found in dreams]
+        plain = [[dream.question for dream in found if not dream.echo and dream.beside is None] for found in dreams]
         asked = [(index, question) for index in which for question in plain[index][:STRANGERS]]
         drawn = torch.randint(len(prompts.OTHERING), (len(asked),), generator=generator).tolist()
         starts = [prompts.OTHERING[index] for index in drawn]

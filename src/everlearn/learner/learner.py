@@ -27,6 +27,7 @@ from everlearn.learner.night import (
     kept_dreams,
     relearned,
     superseded,
+    superseding,
 )
 from everlearn.learner.reports import Reminder, SleepReport
 from everlearn.learner.sampling import encode
@@ -214,21 +215,17 @@ class Learner:
         self._progress("selecting what to keep", 0.0)
         judged = self._make_selector().judge([item.text for item in heard])
         chosen = [(item, _worth(item, j)) for item, j in zip(heard, judged, strict=True) if _wanted(item, j)]
-        dreamer = self._make_dreamer()
-        texts = {item.id: text for item, text in chosen}
-        known = {item.id: item.text for item in history if item.state == "consolidated"}
-        new, beside = dreamt(dreamer, texts, known, generator, self._progress)
+        dreamer, texts, old = self._make_dreamer(), {item.id: text for item, text in chosen}, kept_dreams(self.store)
+        new, beside = dreamt(dreamer, texts, old, generator, self._progress)
         dismissed = [item.id for item in heard if item.id not in new and not item.meta.get("remember")]
-        old = kept_dreams(self.store)
         given = superseded(dreamer, {key: (texts[key], found) for key, found in new.items()}, old, beside)
         report, night = None, None
         if new:
             givers = {number for taken in given.values() for number in taken.ids}
             lost = tuple(sorted({item.observation for item in old if item.id in givers}))
-            metrics = {"superseded": {str(key): taken.ids for key, taken in given.items() if taken.ids}}
             left = holding(old, givers)
             new = {key: found.dreams for key, found in given.items()}
-            report, night = self._consolidate(new, left, lost, generator, metrics, dismissed)
+            report, night = self._consolidate(new, left, lost, generator, superseding(given), dismissed)
         else:
             night, lost = self._dismiss(dismissed), ()
         self._wake()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,7 +21,7 @@ ABOUT = 2.0  # nats by which the new passage must make a question likelier
 FOLLOWS = 10.0  # by which the old passage makes the new one likelier, that count as much as being all about a question
 USUAL = 15  # words of a sentence, for the nats of a longer one to be counted as if it had no more
 CHANGED = 1.5  # what both must come to
-OF_THE_SAME = 1.0  # the same, of what the new passage refers to
+OF_THE_SAME = 1.0  # the same where both speak of somebody that a third names: all about the question is enough
 STILL = -6.0  # nats by which the new passage must give another answer rather than the old one
 LIKE = 20.0  # nats by which, no passage read, the new answer may be less likely than the old one: else of another kind
 
@@ -41,15 +41,35 @@ class Kept:
 class Given(NamedTuple):
     """What a new observation takes over: the ``ids`` of old dreams; and all its ``dreams`` then, taken over ones first.
 
-    None of them says again what has been replaced.
+    None of them says again what has been replaced. Some ids it takes over only ``beside`` another observation.
     """
 
     ids: list[int]
     dreams: list[Dream]
+    beside: dict[int, int]
+
+
+def superseding(given: Mapping[int, Given]) -> dict[str, Any]:
+    """Return, for the metrics of a night, what gave way to what, and to what beside which other observation."""
+    return {
+        "superseded": {str(key): taken.ids for key, taken in given.items() if taken.ids},
+        "beside": {str(number): other for taken in given.values() for number, other in taken.beside.items()},
+    }
+
+
+def _gave_way(metrics: Mapping[str, Any], there: Callable[[int], bool]) -> set[int]:
+    """Return the dreams that gave way in a night to what is ``there`` still, and to what it refers to."""
+    beside = metrics.get("beside", {})
+    return {
+        number
+        for later, ids in metrics.get("superseded", {}).items()
+        for number in ids
+        if there(int(later)) and (str(number) not in beside or there(beside[str(number)]))
+    }
 
 
 def dreamt(
-    dreamer: Dreamer, texts: Mapping[int, str], known: Mapping[int, str], generator: torch.Generator, progress: Progress
+    dreamer: Dreamer, texts: Mapping[int, str], old: Sequence[Kept], generator: torch.Generator, progress: Progress
 ) -> tuple[dict[int, list[Dream]], dict[int, Earlier]]:
     """Return the dreams of those of the night's observations that have any, and what these refer to.
 
@@ -58,17 +78,21 @@ def dreamt(
     Args:
         dreamer: who dreams.
         texts: id -> text of the night's observations.
-        known: id -> text of those learned before.
+        old: the dreams that held so far.
         generator: of the sampling.
         progress: called with what is being done and the share done.
     """
-    beside = references(dreamer.follows, texts, {**known, **texts})
-    refers = [beside.get(number) for number in texts]
-    found = dreamer.dream(list(texts.values()), generator, progress, refers) if texts else []
-    new = {number: dreams for number, dreams in zip(texts, found, strict=True) if dreams}
-    learned = {None, *known, *new}
-    beside = {number: earlier for number, earlier in beside.items() if number in new and earlier.observation in learned}
-    return {number: [d for d in dreams if d.beside in learned] for number, dreams in new.items()}, beside
+    answers: dict[int, list[str]] = {}
+    for item in old:
+        answers.setdefault(item.observation, []).append(item.dream.answer)
+    refers = references(dreamer.follows, texts, {item.observation: item.said for item in old}, answers)
+    found = dreamer.dream(list(texts.values()), generator, progress, [refers.get(n) for n in texts]) if texts else []
+    new, learned = dict(zip(texts, found, strict=True)), set[int | None]()
+    while learned != {None, *answers, *new}:
+        learned = {None, *answers, *new}
+        new = {number: [dream for dream in dreams if dream.beside in learned] for number, dreams in new.items()}
+        new = {number: dreams for number, dreams in new.items() if any(not dream.contrast for dream in dreams)}
+    return new, {n: earlier for n, earlier in refers.items() if n in new and earlier.observation in learned}
 
 
 def kept_dreams(store: MemoryStore, without: Iterable[int] = (), night: int | None = None) -> list[Kept]:
@@ -79,15 +103,12 @@ def kept_dreams(store: MemoryStore, without: Iterable[int] = (), night: int | No
     was first asked of.
     """
     history = {item.id: item for item in store.history()}
-    gone = {*without, *(item.id for item in history.values() if item.state == "forgotten")}
+    gone = {*without, *(item.id for item in history.values() if item.state != "consolidated")}
     nights = {night.n: night for night in store.nights()}
     dropped: set[int] = set()
     number = store.head if night is None else night
     while number:
-        for later, ids in nights[number].metrics.get("superseded", {}).items():
-            item = history.get(int(later))
-            if int(later) not in gone and item is not None and item.state == "consolidated":
-                dropped |= set(ids)
+        dropped |= _gave_way(nights[number].metrics, lambda observation: observation not in gone)
         number = nights[number].parent
     rows = {row.id: row for row in store.dreams()}
     kept = []
@@ -153,7 +174,7 @@ def superseded(
         pairs |= {(number, answer): None for answer in _alike(text, asked_for, told)}
         if earlier := (beside or {}).get(number):
             others = [answer for answer in asked_for if answer[0] != earlier.observation]
-            pairs = {(number, answer): earlier for answer in _alike(earlier.said, others, told)} | pairs
+            pairs |= {(number, answer): earlier for answer in _alike(f"{earlier.said} {text}", others, told)}
     put = [
         _Put(new[number][0], item, (number, answer), earlier)
         for (number, answer), earlier in pairs.items()
@@ -174,7 +195,9 @@ def superseded(
             over.setdefault(tuple(words(dream.question)), dream)
         some = [dream for question, dream in over.items() if question not in own]
         ids = sorted(item.id for answer in gone for item in groups[answer])
-        given[number] = Given(ids, [_without(before, dream) for dream in (*some, *still)])
+        lit = {answer: earlier.observation for answer in gone if (earlier := pairs[number, answer])}
+        leant = {item.id: other for answer, other in lit.items() for item in groups[answer]}
+        given[number] = Given(ids, [_without(before, dream) for dream in (*some, *still)], leant)
     return given
 
 
@@ -200,14 +223,14 @@ def _alike(text: str, answers: Sequence[Answer], told: RareWords) -> list[Answer
 
 @dataclass(frozen=True)
 class _Put:
-    """An old question that is put to a new ``passage``: of which ``pair``, and in the light of what ``earlier``."""
+    """An old question that is put to a new ``passage``: of which ``pair``, and behind what the passage refers to."""
 
     passage: str
     item: Kept
     pair: tuple[int, Answer]
     earlier: Earlier | None
 
-    def lit(self, text: str) -> str:
+    def behind(self, text: str) -> str:
         """Return ``text`` behind what it refers to."""
         return f"{self.earlier.said} {text}" if self.earlier else text
 
@@ -219,12 +242,11 @@ def _gains(
 
     What it refers to is there either way: what counts is what the text has beyond that.
     """
-    gains = measure([one.lit(text) for one, (text, _) in zip(put, rows, strict=True)], [later for _, later in rows])
-    lit = [i for i, one in enumerate(put) if one.earlier]
-    anyway = measure([put[i].lit(NEUTRAL) for i in lit], [rows[i][1] for i in lit]) if lit else []
-    for i, nats in zip(lit, anyway, strict=True):
-        gains[i] -= nats
-    return gains
+    gains = measure([one.behind(text) for one, (text, _) in zip(put, rows, strict=True)], [later for _, later in rows])
+    told = [i for i, one in enumerate(put) if one.earlier]
+    both = measure([put[i].behind(NEUTRAL) for i in told], [rows[i][1] for i in told]) if told else []
+    anyway = dict(zip(told, both, strict=True))
+    return [gain - anyway.get(i, 0.0) for i, gain in enumerate(gains)]
 
 
 def _follows(dreamer: Dreamer, put: Sequence[_Put]) -> list[float]:
@@ -252,14 +274,15 @@ def _said(item: Kept) -> str:
 def _answers(dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], put: Sequence[_Put]) -> list[str]:
     """Return the other answer that the new passage has to each old question; empty where it has none.
 
-    It must be about the question, and follow from what was said then: the less of the one, the more of the other. The
+    It must be about the question, and follow from what was said then: the less of the one, the more of the other; of
+    what both speak of by what a third says, being all about the question is enough. The
     answer is what the model finds in it, or if that is the old one the first that was dreamt and is another; and it
     must be of the old one's kind ("Northgate" is no other answer to "What is my job?" than "surveyor"), and not much
     less likely there than that ("Imogen left, so Yolanda babysits"; but "Paloma moved to Asheville" of her name).
     """
     found = [""] * len(put)
     questions, before = [one.item.dream.question for one in put], [one.item.dream.answer for one in put]
-    passages = [one.lit(one.passage) for one in put]
+    passages = [one.behind(one.passage) for one in put]
 
     def of(which: Sequence[int], texts: Sequence[str]) -> list[str]:
         return [texts[i] for i in which]
@@ -276,10 +299,12 @@ def _answers(dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], p
     some = [i for i in some if share[i] + follows[i] / FOLLOWS >= enough[i]]
     told = dict(zip(some, dreamer.answers(of(some, passages), of(some, questions)), strict=True))
     for i in some:
-        dreamt = [dream.answer for dream in new[put[i].pair[0]][1] if not dream.contrast]
-        others = (answer for answer in (told[i], *dreamt) if _another(answer, before[i]))
-        known = f"{questions[i]} {put[i].lit('')}"
-        found[i] = next((answer for answer in others if not given_away(answer, known)), "") if told[i] else ""
+        own = [dream.answer for dream in new[put[i].pair[0]][1] if not dream.contrast]
+        others = [answer for answer in (told[i], *own) if _another(answer, before[i])]
+        others = [answer for answer in others if not given_away(answer, questions[i])]
+        if earlier := put[i].earlier:
+            others = [answer for answer in others if not set(words(answer)) <= set(words(earlier.said))]
+        found[i] = others[0] if told[i] and others else ""
     some = [i for i in some if found[i]]
     asking = of(some, questions), of(some, found), of(some, before)
     margins = zip(some, dreamer.rather(of(some, passages), *asking), dreamer.rather([NEUTRAL] * len(some), *asking))

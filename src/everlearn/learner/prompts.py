@@ -66,6 +66,8 @@ My colleague Ines sits next to me. Who is Ines engaged to? -> Who is my colleagu
 I named my boat Halcyon. Which part does she need? -> Which part does my boat need?
 My roommate is Jonas, he studies law. At what time does Jonas get up? -> At what time does my roommate get up?
 """
+OWNERS = ("my", "our")  # before what somebody is to the one who asks
+DETERMINERS = (*OWNERS, "the")  # what may stand before a name
 GENERAL = """Questions people ask a helpful assistant:
 How do I get rust off a pan?
 What is the tallest mountain in Africa?

@@ -1,15 +1,18 @@
 """References: which earlier message says who or what a name in a new one stands for.
 
 "My sister is named Paloma." tells of whom "Paloma moved to Asheville." speaks. A word is such a name when few messages
-have it and another, the first that did, makes it much likelier; nothing here knows a language.
+have it, another one answers a question with it or was told the same day, and that makes it much likelier. No word of a
+language is known here, but a name needs letters on its own: none is found where words are not set apart.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from everlearn.learner import prompts
 from everlearn.learner.texts import has, in_context, same, sentences, words
 
 RARE, FEW = 0.05, 4  # share of the observations that may have a word for it to tell anything, and how many always may
@@ -52,45 +55,67 @@ class RareWords:
         return {word: few for word, few in found.items() if len(few) <= max(FEW, RARE * len(self._numbers))}
 
 
-def references(follows: Follows, new: Mapping[int, str], told: Mapping[int, str]) -> dict[int, Earlier]:
+def references(
+    follows: Follows, new: Mapping[int, str], known: Mapping[int, str], answers: Mapping[int, Iterable[str]]
+) -> dict[int, Earlier]:
     """Return what the ``new`` observations refer to, those that refer to anything.
 
     Args:
         follows: by how many nats each first text makes the second one beside it likelier.
-        new: id -> text of the night's observations.
-        told: id -> text of all that was told, the ``new`` ones too; what has a lower id was told earlier. Of what was
-            told in one night, that may come in any order, each may refer to the other.
+        new: id -> text of the night's observations. They may come in any order: each may refer to the other.
+        known: id -> text of those of earlier nights.
+        answers: id -> with what those answer; a word that is in none of these is not introduced there, or no more.
     """
-    index = RareWords({number: [text] for number, text in told.items()})
+    index = RareWords({number: [text] for number, text in (*known.items(), *new.items())})
     tried: list[tuple[int, Earlier, str, str]] = []  # where, what it may refer to, and a sentence up to the word
     for number, text in new.items():
-        for sentence in sentences(text):
-            for word, numbers in index.rare(sentence).items():
-                first = min(numbers - {number}, default=None)
-                if first is not None and (first in new or first < number):
-                    earlier = Earlier(first, _naming(word, told[first]), word)
-                    tried.append((number, earlier, *_up_to(word, sentence)))
+        for word, numbers, before, with_it in _names(text, index):
+            older = [n for n in numbers if n in known and any(has(word, answer) for answer in answers.get(n, ()))]
+            for other in sorted(older or numbers & new.keys() - {number})[:FEW]:
+                naming = Earlier(other, _naming(word, known.get(other) or new[other]), word)
+                tried.append((number, naming, before, with_it))
     if not tried:
         return {}
     said = [earlier.said for _, earlier, _, _ in tried]
     whole = follows(said, [with_it for *_, with_it in tried])
-    behind = [index for index, (_, _, before, _) in enumerate(tried) if before]
+    behind = [i for i, (_, _, before, _) in enumerate(tried) if before]
     without = dict(zip(behind, follows([said[i] for i in behind], [tried[i][2] for i in behind]), strict=True))
     best: dict[int, tuple[float, Earlier]] = {}
     for i, (number, earlier, *_) in enumerate(tried):
         gain = whole[i] - without.get(i, 0.0)
-        if gain >= NAMED and gain > best.get(number, (0.0, earlier))[0]:
+        if gain >= NAMED and (number not in best or gain > best[number][0]):
             best[number] = gain, earlier
     return {number: earlier for number, (_, earlier) in best.items()}
 
 
-def _up_to(word: str, sentence: str) -> tuple[str, str]:
-    """Return ``sentence`` up to, and including, the first word that is ``word``."""
-    found = next(at for at in re.finditer(r"\w+", sentence) if word in words(at.group()))
-    return sentence[: found.start()].rstrip(), sentence[: found.end()]
+def _names(text: str, index: RareWords) -> Iterator[tuple[str, set[int], str, str]]:
+    """Yield the rare words of ``text``, who has each, and its sentence up to it, without and with it."""
+    for sentence in sentences(unicodedata.normalize("NFC", text)):
+        rare = index.rare(sentence)
+        for at in re.finditer(r"\w+", sentence):
+            for word in words(at.group()):
+                if word in rare:  # once
+                    yield word, rare.pop(word), sentence[: at.start()].rstrip(), sentence[: at.end()]
 
 
 def _naming(word: str, text: str) -> str:
     """Return the sentence of ``text`` that has ``word``, behind the one before it."""
     parts = in_context(sentences(text))
     return next((both for part, both in parts if has(word, part)), text)
+
+
+def up_to_role(question: str, name: str) -> list[str]:
+    """Return how ``question`` may begin up to a role in place of the ``name``; freely, if it is not in it."""
+    at = next((word for word in re.finditer(r"\w+", question) if has(name, word.group())), None)
+    if at is None:
+        return [""]
+    before = question[: at.start()].split()
+    if before and before[-1].casefold() in prompts.DETERMINERS:
+        before = before[:-1]
+    return [" ".join([*before, owner]) for owner in prompts.OWNERS]
+
+
+def by_role(line: str, question: str, told: Earlier) -> bool:
+    """Whether ``line`` says whom ``question`` asks about by a word of what was ``told``, and not by the name."""
+    taken = (word for word in words(line) if has(word, told.said) and not has(word, question))
+    return not has(told.name, line) and any(len(word) >= SHORTEST for word in taken)
