@@ -25,7 +25,7 @@ EARLIER, OLD, NEW = 1, 2, 3  # observations
 
 def found(dreamer: SelfStudyDreamer, row: dict[str, Any], later: str) -> Earlier | None:
     """Return what ``later`` is found to refer to."""
-    return references(dreamer.follows, {NEW: later}, {EARLIER: row["earlier"], NEW: later}).get(NEW)
+    return references(dreamer.follows, {NEW: later}, {EARLIER: row["earlier"]}, {EARLIER: [row["earlier"]]}).get(NEW)
 
 
 def replaced(dreamer: SelfStudyDreamer, row: dict[str, Any], later: str, beside: Earlier | None) -> list[str]:
@@ -34,13 +34,7 @@ def replaced(dreamer: SelfStudyDreamer, row: dict[str, Any], later: str, beside:
         night.Kept(i, OLD, Dream(question, alone(row["old_answer"]), row["old_answer"]), row["old"])
         for i, question in enumerate(row["old_questions"])
     ]
-    name = Dream("Who?", row["earlier"], row["earlier"])
-    given = night.superseded(
-        dreamer,
-        {NEW: (_told(row, later), [])},
-        [*old, night.Kept(len(old), EARLIER, name, row["earlier"])],
-        {NEW: beside} if beside else {},
-    )[NEW]
+    given = night.superseded(dreamer, {NEW: (_told(row, later), [])}, old, {NEW: beside} if beside else {})[NEW]
     return [dream.answer for dream in given.dreams] if given.ids else []
 
 

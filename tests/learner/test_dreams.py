@@ -327,6 +327,38 @@ def test_near_misses_come_with_the_replies_of_the_base(dreamer, script):
     assert not any(dream.contrast for dream in run(dreamer)[0]), "neither the question itself nor a statement"
 
 
+def test_near_misses_know_no_role(dreamer, script, monkeypatch):
+    """They stay when what says who is meant is forgotten."""
+    monkeypatch.setattr(dreamer._naming, "sample", lambda heads, **options: ["sister's pet called?"] * len(heads))
+    monkeypatch.setattr(dreamer._swapping, "sample", lambda heads, **options: asked.extend(heads) or [""] * len(heads))
+    asked, beside = [], [Earlier(7, "The cat is my sister's.", "cat")]
+    (found,) = dreamer.dream([CAT], torch.Generator().manual_seed(0), lambda stage, share: None, beside)
+    assert "What is my sister's pet called?" in questions(found)
+    assert [head.partition(" ->")[0] for head in asked] == ["What is my cat called?"]
+
+
+def test_a_question_by_role_takes_none_from_another_message(dreamer, script, monkeypatch):
+    """What two answer differently is asked of neither, but what is known by role gives way alone."""
+    rival = "What is my sister's pet called?"
+    monkeypatch.setattr(dreamer._naming, "sample", lambda heads, **options: ["sister's pet called?"] * len(heads))
+    monkeypatch.setattr(dreamer, "_study", lambda context, near, generator: studied[context])
+    studied = {CAT: [("Nils", ["What is my cat called?"])], "Rex barks.": [("Rex", [rival])]}
+    beside = [Earlier(7, "The cat is my sister's.", "cat"), None]
+    first, second = dreamer.dream(list(studied), torch.Generator().manual_seed(0), lambda stage, share: None, beside)
+    assert rival not in questions(first)
+    assert rival in questions(second)
+
+
+def test_only_the_sentence_with_the_name_is_asked_for_by_role(dreamer, script, monkeypatch):
+    heads = []
+    monkeypatch.setattr(dreamer._naming, "sample", lambda some, **options: heads.extend(some) or [""] * len(some))
+    filler = "It rained the whole day and we stayed at home with tea and a good old book by the fire."
+    passage = f"I have a new job. {filler} {filler} {CAT}"
+    beside = [Earlier(7, "The cat is my sister's.", "cat")]
+    dreamer.dream([passage], torch.Generator().manual_seed(0), lambda stage, share: None, beside)
+    assert len(heads) == 2, "one question of one sentence of four, with either owner"
+
+
 def test_a_sentence_is_studied_with_the_one_before_it_but_answered_alone(dreamer, script):
     filler = "It rained the whole day and we stayed at home with tea and a good old book by the fire. "
     passage = f"{filler * 2}We have a new cat. She is called Nils."

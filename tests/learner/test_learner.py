@@ -328,3 +328,64 @@ def test_forgetting_leaves_what_was_told_later_in_place_of_what_it_contradicts(l
     assert owners(one) == {2}, "neither what is forgotten nor what was replaced"
     one.forget("The sea is green.")
     assert owners(one) == {1}, "what it replaced holds again"
+
+
+class Named:
+    """Dreams of a message by its words and, with what it refers to, by that; what is about a town takes towns over."""
+
+    def dream(self, passages, generator, progress, beside):
+        made = [[Dream(f"What of {passage}", f"{last(passage)}.", last(passage))] for passage in passages]
+        for passage, earlier, dreams in zip(passages, beside, made, strict=True):
+            if earlier:
+                number = earlier.observation
+                dreams.append(Dream("Where does my sister live?", f"{last(passage)}.", last(passage), beside=number))
+        return made
+
+    def answers(self, passages, questions):
+        return [last(passage) for passage in passages]
+
+    def follows(self, passages, later):
+        return [30.0 * text.endswith("Paloma") for text in later]
+
+    def about(self, passages, questions):
+        return [10.0 * ("lives" in passage or "moved" in passage) for passage in passages]
+
+    def rather(self, passages, questions, ones, others):
+        return [0.0 for _ in passages]
+
+
+def last(passage: str) -> str:
+    return passage.rstrip(".").split()[-1]
+
+
+TOWN, SISTER, MOVED = "My sister lives in Boise.", "Everybody calls my sister Paloma.", "Paloma moved to Oslo."
+
+
+@pytest.mark.parametrize("nights", [[[TOWN], [SISTER], [MOVED]], [[TOWN], [SISTER, MOVED]]], ids=["three", "two"])
+def test_what_is_known_by_role_goes_with_what_says_who_it_is(learner, tmp_path, nights):
+    one = learner(dreamer=Named())
+    for texts in nights:
+        for text in texts:
+            one.observe(text)
+        report = one.sleep()
+    assert report.superseded == (1,), "the town, by what the two messages say together"
+    by_role = [item for item in kept_dreams(one.store) if "sister live" in item.dream.question]
+    assert {(item.observation, item.dream.answer, item.dream.beside) for item in by_role} >= {(3, "Oslo", 2)}
+    assert owners(one) == {2, 3}
+    one.forget(SISTER)
+    assert owners(one) == {1, 3}, "the town holds again: nothing says that Paloma is the sister"
+    held = {(item.observation, item.dream.question) for item in kept_dreams(one.store)}
+    assert held == {(1, f"What of {TOWN}"), (3, f"What of {MOVED}")}
+    one.close()
+    assert not any(
+        b"Where does my sister" in file.read_bytes() for file in (tmp_path / "m").rglob("*") if file.is_file()
+    )
+
+
+def test_what_is_only_chatter_names_nobody(learner):
+    """Only what was learned says who is meant."""
+    one = learner(dreamer=Named())
+    for text in (f"no news: {SISTER}", MOVED):
+        one.observe(text)
+    one.sleep()
+    assert [item.dream.question for item in kept_dreams(one.store)] == [f"What of {MOVED}"]
