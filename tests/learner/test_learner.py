@@ -284,6 +284,9 @@ def test_what_was_said_beside_it_is_learned_anew_without_naming_it(learner, monk
             names = ("Tamsin", "seven") if said in passages else ("eight",)
             return [[Dream(f"{name}?", f"{name}. {passage}", name) for name in names] for passage in passages]
 
+        def follows(self, passages, later):
+            return [0.0 for _ in passages]
+
     one = learner(dreamer=Two())
     monkeypatch.setattr(
         "everlearn.learner.learner.superseded",
