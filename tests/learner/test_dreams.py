@@ -20,9 +20,9 @@ from everlearn.learner.dreams import (
     _echoes,
 )
 from everlearn.learner.judging import DROP
-from everlearn.learner.practice import Practice, load_practice
+from everlearn.learner.practice import load_practice
 from everlearn.learner.references import Earlier
-from everlearn.learner.texts import LONG, sentences, split_passage, words
+from everlearn.learner.texts import split_passage
 from everlearn.learner.voice import greedy_replies
 from everlearn.models.hub import load_model
 
@@ -385,38 +385,6 @@ def test_what_was_said_just_before_may_be_the_answer(dreamer, script):
     assert any(dream.question.startswith("what ate half") and "old cat" in dream.question for dream in got), "an echo"
 
 
-def test_words_fold_case_and_accents():
-    assert words("Crème BRÛLÉE, 3-pack!") == ["creme", "brulee", "3", "pack"]
-
-
-def test_long_messages_are_dreamt_of_by_the_sentence():
-    assert split_passage("My  cat\nis Nils.") == [CAT]
-    long = "I went to the market with my sister today. " * 5 + CAT
-    assert len(split_passage(long)) == 6
-    assert split_passage(long)[-1] == CAT
-    priced = " ".join(["It was 3.5 miles to example.com and back."] * 6)
-    assert split_passage(priced) == ["It was 3.5 miles to example.com and back."] * 6
-    endless = split_passage("word " * 1000)
-    assert max(len(part.split()) for part in endless) <= LONG
-    assert len(" ".join(endless).split()) == 1000
-    assert split_passage(f"Hi! I'm Dr. Olsson. {'We had a lot of rain today. ' * 3}Bye now.") == [
-        "Hi! I'm Dr. Olsson.",
-        *["We had a lot of rain today."] * 2,
-        "We had a lot of rain today. Bye now.",
-    ]
-    question = "What shall I cook tonight for all of my family and their many friends? Any idea?"
-    assert split_passage(f"I'm vegan. {question}") == ["I'm vegan.", question], "what is told apart from what is asked"
-    assert sentences("She is at the BBC. He has a TV. We see Dr. Ek and Mrs. Ho.") == [
-        "She is at the BBC.",
-        "He has a TV.",
-        "We see Dr. Ek and Mrs. Ho.",
-    ]
-    clauses = "after all these years and " * 6 + "in the rain; so we took the early train to the coast and slept"
-    assert split_passage(clauses) == clauses.replace("; ", ";\n").split("\n"), "cut behind a mark, not in the midst"
-    late = "the name that my old grandmother gave " * 6 + "is this: Nils."
-    assert " ".join(split_passage(late)) == late, "no end is cut off that would be too short"
-
-
 def test_real_sampling_runs_on_any_model(tmp_path):
     made = SelfStudyDreamer(*load_model(str(tiny_learner.make_model(tmp_path))), samples=2, keep=2)
     got = made.dream([CAT, "I live here."], torch.Generator().manual_seed(0), lambda s, x: None)
@@ -424,31 +392,3 @@ def test_real_sampling_runs_on_any_model(tmp_path):
     gains = made.about([CAT, "I live here."], ["Who is Nils?", "Where?"])
     assert len(gains) == 2
     assert all(isinstance(gain, float) for gain in gains)
-
-
-def test_what_practice_reads_like_is_kept_and_made_anew_when_damaged(tmp_path, monkeypatch):
-    parts = load_model(str(tiny_learner.make_model(tmp_path)))
-    known = Practice(*parts)._known
-    (path,) = (tmp_path / "cache" / "practice").iterdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(Practice, "_read", lambda self, texts: pytest.fail("read again"))
-        assert torch.equal(Practice(*parts)._known, known)
-    path.write_bytes(b"damaged")
-    assert torch.equal(Practice(*parts)._known, known)
-    assert torch.equal(Practice(*parts)._known, known)
-    monkeypatch.setattr("everlearn.learner.practice.READ_AT", 1 / 3)  # elsewhere it reads like something else
-    assert not torch.equal(Practice(*parts)._known, known)
-    assert len(list(path.parent.iterdir())) == 2
-
-
-def test_practice_shows_what_is_most_like_the_passage_last(tmp_path):
-    practice = Practice(*load_model(str(tiny_learner.make_model(tmp_path))))
-    records = load_practice()
-    assert all(_in(record.answer, record.said) and len(record.questions) == 4 for record in records)
-    for shown, record in zip(practice.nearest([records[3].said, records[50].said], 5), (records[3], records[50])):
-        assert len(shown) == 5
-        assert shown[-1] == record
-
-
-def _in(answer: str, said: str) -> bool:
-    return answer.casefold() in said.casefold()

@@ -73,13 +73,18 @@ def test_words_that_many_have_are_no_names():
 
 
 @pytest.mark.parametrize(
-    "name", ["Bjo\u0308rn", "Halcyon\u2122", "\u0645\u064f\u0646\u064e\u0649", "\u0e19\u0e49\u0e33", "Ti\u00ea\u0301n"]
+    ("name", "found"),
+    [
+        ("Bjo\u0308rn", True),  # accents apart from their letters
+        ("Ti\u00ea\u0301n", True),
+        ("Halcyon\u2122", False),
+        ("\u0645\u064f\u0646\u064e\u0649", False),  # Arabic with its vowels
+        ("\u0e19\u0e49\u0e33", False),  # Thai
+    ],
 )
-def test_names_in_any_script_do_no_harm(name):
-    """Where letters and words are told apart otherwise a name may be missed, nothing else."""
-    found = refer({2: f"{name} moved."}, {1: f"My sister is {name}."}, follows=lambda a, b: [9.0] * len(a))
-    assert set(found) <= {2}
-    assert (2 in found) == (name == "Bjo\u0308rn" or name.endswith("n"))
+def test_where_words_are_told_apart_otherwise_a_name_is_missed_and_nothing_else(name, found):
+    referring = refer({2: f"{name} moved."}, {1: f"My sister is {name}."}, follows=lambda a, b: [9.0] * len(a))
+    assert (2 in referring) == found
 
 
 def test_a_question_begins_where_the_name_stood():

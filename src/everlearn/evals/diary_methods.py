@@ -23,10 +23,10 @@ from everlearn.evals.diary_measures import replies
 from everlearn.evals.results import write_json, write_text
 from everlearn.learner import Learner, Schedule, SelfStudyDreamer, SelfStudyObjective
 from everlearn.learner.chat import chat_prompt
-from everlearn.learner.dreams import Dream, Dreamer
+from everlearn.learner.dreams import Dream, Dreamer, Progress
 from everlearn.learner.judging import Criteria
 from everlearn.learner.night import kept_dreams
-from everlearn.learner.references import Earlier
+from everlearn.learner.references import Beside, Earlier
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.voice import load_voice
 from everlearn.learner.weights import TRAINED
@@ -309,11 +309,7 @@ class KeptDreams:
         return cls(inner, setting.dreams / f"{setting.seed}.jsonl", **options)
 
     def dream(
-        self,
-        passages: Sequence[str],
-        generator: torch.Generator,
-        progress: Callable[[str, float], None],
-        beside: Sequence[Earlier | None] | None = None,
+        self, passages: Sequence[str], generator: torch.Generator, progress: Progress, beside: Beside = None
     ) -> list[list[Dream]]:
         """Return the dreams of each passage, best first."""
         known = self._read()

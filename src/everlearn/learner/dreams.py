@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from everlearn.learner import prompts
 from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.learner.practice import Practice, Record
-from everlearn.learner.references import Earlier, by_role, up_to_role
+from everlearn.learner.references import Beside, Earlier, by_role, up_to_role
 from everlearn.learner.sampling import Prompt
 from everlearn.learner.texts import ended, given_away, has, in_context, same, split_passage, words
 from everlearn.learner.voice import greedy_replies
@@ -79,11 +79,7 @@ class Dreamer(Protocol):
     """
 
     def dream(
-        self,
-        passages: Sequence[str],
-        generator: torch.Generator,
-        progress: Progress,
-        beside: Sequence[Earlier | None] | None = None,
+        self, passages: Sequence[str], generator: torch.Generator, progress: Progress, beside: Beside = None
     ) -> list[list[Dream]]: ...
 
     def about(self, passages: Sequence[str], questions: Sequence[str]) -> list[float]: ...
@@ -130,13 +126,9 @@ class SelfStudyDreamer:
         self._naming = Prompt(model, tokenizer, prompts.BY_ROLE)
 
     def dream(
-        self,
-        passages: Sequence[str],
-        generator: torch.Generator,
-        progress: Progress,
-        beside: Sequence[Earlier | None] | None = None,
+        self, passages: Sequence[str], generator: torch.Generator, progress: Progress, beside: Beside = None
     ) -> list[list[Dream]]:
-        """Return the dreams of each passage, best first; of one that stands ``beside`` what it refers to, also such."""
+        """Return the dreams of each passage, best first: also by what is said ``beside`` it, which it refers to."""
         earlier = beside or [None] * len(passages)
         parts = [in_context(split_passage(passage)) for passage in passages]
         pieces = [(i, piece, context) for i, part in enumerate(parts) for piece, context in part]

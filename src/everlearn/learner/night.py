@@ -57,14 +57,14 @@ def superseding(given: Mapping[int, Given]) -> dict[str, Any]:
     }
 
 
-def _gave_way(metrics: Mapping[str, Any], there: Callable[[int], bool]) -> set[int]:
-    """Return the dreams that gave way in a night to what is ``there`` still, and to what it refers to."""
+def _gave_way(metrics: Mapping[str, Any], gone: Collection[int]) -> set[int]:
+    """Return the dreams that gave way in a night to what is not ``gone``, nor what it was read beside."""
     beside = metrics.get("beside", {})
     return {
         number
         for later, ids in metrics.get("superseded", {}).items()
         for number in ids
-        if there(int(later)) and (str(number) not in beside or there(beside[str(number)]))
+        if int(later) not in gone and beside.get(str(number)) not in gone
     }
 
 
@@ -108,7 +108,7 @@ def kept_dreams(store: MemoryStore, without: Iterable[int] = (), night: int | No
     dropped: set[int] = set()
     number = store.head if night is None else night
     while number:
-        dropped |= _gave_way(nights[number].metrics, lambda observation: observation not in gone)
+        dropped |= _gave_way(nights[number].metrics, gone)
         number = nights[number].parent
     rows = {row.id: row for row in store.dreams()}
     kept = []
@@ -237,7 +237,7 @@ class _Put:
 
 def _gains(
     measure: Callable[[list[str], list[str]], list[float]], put: Sequence[_Put], rows: Sequence[tuple[str, str]]
-):
+) -> list[float]:
     """Return by how many nats each first text makes the second one likelier, by ``measure``.
 
     What it refers to is there either way: what counts is what the text has beyond that.
@@ -275,10 +275,10 @@ def _answers(dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], p
     """Return the other answer that the new passage has to each old question; empty where it has none.
 
     It must be about the question, and follow from what was said then: the less of the one, the more of the other; of
-    what both speak of by what a third says, being all about the question is enough. The
-    answer is what the model finds in it, or if that is the old one the first that was dreamt and is another; and it
-    must be of the old one's kind ("Northgate" is no other answer to "What is my job?" than "surveyor"), and not much
-    less likely there than that ("Imogen left, so Yolanda babysits"; but "Paloma moved to Asheville" of her name).
+    what both speak of by what a third says, being all about the question is enough. The answer is what the model finds
+    in it, or if that is the old one the first that was dreamt and is another; and it must be of the old one's kind
+    ("Northgate" is no other answer to "What is my job?" than "surveyor"), and not much less likely there than that
+    ("Imogen left, so Yolanda babysits"; but "Paloma moved to Asheville" of her name).
     """
     found = [""] * len(put)
     questions, before = [one.item.dream.question for one in put], [one.item.dream.answer for one in put]
@@ -320,14 +320,10 @@ def _another(answer: str, before: str) -> bool:
 
 def _taken(one: _Put, answer: str, own: Sequence[Dream]) -> Dream:
     """Return an old question with a new answer; if the ``own`` dreams of the passage give that, replied to as there."""
+    given = (dream for dream in own if dream.answer and given_away(answer, dream.answer))
+    as_there = next(given, Dream("", alone(answer), answer))
     beside = one.earlier.observation if one.earlier else None
-    for dream in own:
-        if dream.answer and given_away(answer, dream.answer):
-            answer, reply = dream.answer, dream.reply
-            break
-    else:
-        reply = alone(answer)
-    return replace(one.item.dream, answer=answer, reply=reply, taken=one.item.id, beside=beside)
+    return replace(one.item.dream, answer=as_there.answer, reply=as_there.reply, taken=one.item.id, beside=beside)
 
 
 def choose_replay(old: Sequence[Kept], count: int, generator: torch.Generator) -> list[Dream]:

@@ -30,6 +30,9 @@ class Earlier(NamedTuple):
     name: str
 
 
+Beside = Sequence[Earlier | None] | None  # what stands beside each passage, if anything does
+
+
 class RareWords:
     """Which observations have which words, endings aside; words of one or two letters do not count."""
 
