@@ -224,11 +224,25 @@ def test_what_the_new_passage_still_says_of_the_old_answer_goes_too():
     assert given(Stubborn(), text, old, first) == ([], []), "nothing else was dreamt"
 
 
-def test_most_questions_must_have_another_answer():
+def test_all_questions_of_an_answer_count_together():
+    """One that the new passage is not about does not speak against it, where the others speak for it by enough."""
     asked = ("Which is my puppy?", "Where do I run?", "Where do I sleep?")
     old = [kept(i, 7, question, "my spotted puppy is Rex") for i, question in enumerate(asked)]
-    assert given(Judge(), "my spotted puppy is called Maxi", old, dream("Whose?", "x"))[0] == []
-    assert given(Judge(), "my spotted puppy is called Maxi", old[:2], dream("Whose?", "x"))[0] == [0, 1]
+    new = "my spotted puppy is called Maxi"
+    assert given(Judge(), new, old, dream("Whose?", "x"))[0] == [0, 1, 2]
+    more = [*old, *(kept(i, 7, f"Where do I go{i}?", "my spotted puppy is Rex") for i in (3, 4, 5))]
+    assert given(Judge(), new, more, dream("Whose?", "x"))[0] == [], "1.7 of 2 nats a question"
+
+
+def test_most_questions_must_have_another_answer():
+    class Half(Judge):
+        def answers(self, passages, questions):
+            return ["Maxi" if "puppy" in question else "" for question in questions]
+
+    asked = ("Which is my puppy?", "Where do I run?", "Where do I sleep?")
+    old = [kept(i, 7, question, "my spotted puppy is Rex") for i, question in enumerate(asked)]
+    assert given(Half(), "my spotted puppy is called Maxi", old, dream("Whose?", "x"))[0] == []
+    assert given(Half(), "my spotted puppy is called Maxi", old[:2], dream("Whose?", "x"))[0] == [0, 1]
 
 
 def test_echoes_go_with_their_answer_and_do_not_count_as_questions():

@@ -15,13 +15,13 @@ from everlearn.learner.store import MemoryStore, records
 from everlearn.learner.texts import given_away, in_context, sentences, words
 
 CANDIDATES = 3  # older observations whose questions are put to a new passage
-LOOKED_AT = 4  # questions of each of its answers
+LOOKED_AT = 8  # questions of each of its answers
 MOST = 0.5  # share of the questions that must have another answer
-ABOUT = 2.0  # nats by which the new passage must make a question likelier
+ABOUT = 2.0  # nats by which, on average, the new passage must make them likelier
 FOLLOWS = 10.0  # by which the old passage makes the new one likelier, that count as much as being all about a question
 USUAL = 15  # words of a sentence, for the nats of a longer one to be counted as if it had no more
-CHANGED = 1.5  # what both must come to
-OF_THE_SAME = 1.0  # the same where both speak of somebody that a third names: all about the question is enough
+CHANGED = 1.5  # what both must come to, at most 1 of it by being about the questions
+OF_THE_SAME = 1.0  # the same where both speak of somebody that a third names: all about the questions is enough
 STILL = -6.0  # nats by which the new passage must give another answer rather than the old one
 LIKE = 20.0  # nats by which, no passage read, the new answer may be less likely than the old one: else of another kind
 
@@ -271,14 +271,36 @@ def _said(item: Kept) -> str:
     return next((part for last, part in in_context(sentences(item.said)) if answer in last.casefold()), item.said)
 
 
+def _replaced(dreamer: Dreamer, put: Sequence[_Put]) -> set[tuple[int, Answer]]:
+    """Return the pairs whose new passage is about the questions of the old answer, and follows from what was said then.
+
+    The less of the one, the more of the other. By how much it makes all of these questions likelier is held against by
+    how much what was said then does; of what both speak of by what a third says, being all about them is enough.
+    """
+
+    def about(texts: Sequence[str]) -> list[float]:
+        return _gains(dreamer.about, put, [(text, one.item.dream.question) for one, text in zip(put, texts)])
+
+    now, was = about([one.passage for one in put]), about([_said(one.item) for one in put])
+    gains: dict[tuple[int, Answer], list[tuple[float, float]]] = {}
+    for one, new, old in zip(put, now, was, strict=True):
+        gains.setdefault(one.pair, []).append((max(new, 0.0), max(old, ABOUT)))
+    enough = {one.pair: OF_THE_SAME if one.earlier else CHANGED for one in put}
+    follows = {one.pair: gain for one, gain in zip(put, _follows(dreamer, put), strict=True)}
+    found = set()
+    for pair, rows in gains.items():
+        new, old = (sum(column) for column in zip(*rows, strict=True))
+        if new >= ABOUT * len(rows) and min(new / old, 1.0) + follows[pair] / FOLLOWS >= enough[pair]:
+            found.add(pair)
+    return found
+
+
 def _answers(dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], put: Sequence[_Put]) -> list[str]:
     """Return the other answer that the new passage has to each old question; empty where it has none.
 
-    It must be about the question, and follow from what was said then: the less of the one, the more of the other; of
-    what both speak of by what a third says, being all about the question is enough. The answer is what the model finds
-    in it, or if that is the old one the first that was dreamt and is another; and it must be of the old one's kind
-    ("Northgate" is no other answer to "What is my job?" than "surveyor"), and not much less likely there than that
-    ("Imogen left, so Yolanda babysits"; but "Paloma moved to Asheville" of her name).
+    The answer is what the model finds in it, or if that is the old one the first that was dreamt and is another; and it
+    must be of the old one's kind ("Northgate" is no other answer to "What is my job?" than "surveyor"), and not much
+    less likely there than that ("Imogen left, so Yolanda babysits"; but "Paloma moved to Asheville" of her name).
     """
     found = [""] * len(put)
     questions, before = [one.item.dream.question for one in put], [one.item.dream.answer for one in put]
@@ -287,16 +309,8 @@ def _answers(dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], p
     def of(which: Sequence[int], texts: Sequence[str]) -> list[str]:
         return [texts[i] for i in which]
 
-    def about(which: Sequence[int], texts: Sequence[str]) -> list[float]:
-        return _gains(dreamer.about, [put[i] for i in which], list(zip(texts, of(which, questions), strict=True)))
-
-    now = about(range(len(put)), [one.passage for one in put])
-    some = [i for i, gain in enumerate(now) if gain >= ABOUT]
-    was = dict(zip(some, about(some, [_said(put[i].item) for i in some]), strict=True))
-    share = {i: min(now[i] / max(was[i], ABOUT), 1.0) for i in some}
-    follows = _follows(dreamer, put)
-    enough = [OF_THE_SAME if one.earlier else CHANGED for one in put]
-    some = [i for i in some if share[i] + follows[i] / FOLLOWS >= enough[i]]
+    replaced = _replaced(dreamer, put)
+    some = [i for i, one in enumerate(put) if one.pair in replaced]
     told = dict(zip(some, dreamer.answers(of(some, passages), of(some, questions)), strict=True))
     for i in some:
         own = [dream.answer for dream in new[put[i].pair[0]][1] if not dream.contrast]
