@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -16,16 +17,17 @@ from everlearn.learner.texts import given_away, in_context, sentences, words
 
 CANDIDATES = 3  # older observations whose questions are put to a new passage
 LOOKED_AT = 8  # questions of each of its answers
-MOST = 0.5  # share of the questions that must have another answer
-ABOUT = 2.0  # nats by which, on average, the new passage must make them likelier
-FOLLOWS = 10.0  # by which the old passage makes the new one likelier, that count as much as being all about a question
+MOST = 0.5  # share of the questions that the new passage must be about, and to which it must have another answer
+ABOUT = 2.0  # nats by which it must make those likelier, on average; the old passage counts for at least that
+FOLLOWS = 10.0  # by which the old passage makes the new one likelier, that count as much as being all about them
 USUAL = 15  # words of a sentence, for the nats of a longer one to be counted as if it had no more
-CHANGED = 1.5  # what both must come to, at most 1 of it by being about the questions
+CHANGED = 1.6  # what both must come to, at most 1 of it by being about the questions
 OF_THE_SAME = 1.0  # the same where both speak of somebody that a third names: all about the questions is enough
 STILL = -6.0  # nats by which the new passage must give another answer rather than the old one
 LIKE = 20.0  # nats by which, no passage read, the new answer may be less likely than the old one: else of another kind
 
 Answer = tuple[int, tuple[str, ...]]  # an observation and the words of an answer that it gave
+Pair = tuple[int, Answer]  # a new observation and an old answer
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,10 @@ def superseded(
     """Return what each new observation takes over of the old dreams: what is told later wins.
 
     The questions of those old answers that have the most rare words in common with a new observation are put to its
-    passage; those of answers that have them in common with what it refers to, to both. An old answer gives way if most
-    of its questions have another one there, and with it go all dreams of its observation that give it. The questions
-    that the new passage answers are from then on asked of that: it is to be remembered when what it replaces was (as in
-    reconsolidation).
+    passage; those of answers that have them in common with what it refers to, to both. An old answer gives way if the
+    passage is about most of its questions, follows from what was said then and has another answer to most; with it go
+    all dreams of its observation that give it. The questions that the new passage answers are from then on asked of
+    that: it is to be remembered when what it replaces was (as in reconsolidation).
 
     Args:
         dreamer: judges what a question is about, and which answer a passage gives.
@@ -169,7 +171,7 @@ def superseded(
     for (number, _), items in groups.items():
         told.add(number, [items[0].said])
     asked_for = [answer for answer, some in plain.items() if some]
-    pairs: dict[tuple[int, Answer], Earlier | None] = {}
+    pairs: dict[Pair, Earlier | None] = {}
     for number, (text, _) in new.items():
         pairs |= {(number, answer): None for answer in _alike(text, asked_for, told)}
         if earlier := (beside or {}).get(number):
@@ -180,7 +182,7 @@ def superseded(
         for (number, answer), earlier in pairs.items()
         for item in plain[answer]
     ]
-    taken: dict[tuple[int, Answer], list[Dream]] = {}
+    taken: dict[Pair, list[Dream]] = {}
     for one, found in zip(put, _answers(dreamer, new, put), strict=True):
         if found:
             taken.setdefault(one.pair, []).append(_taken(one, found, new[one.pair[0]][1]))
@@ -227,7 +229,7 @@ class _Put:
 
     passage: str
     item: Kept
-    pair: tuple[int, Answer]
+    pair: Pair
     earlier: Earlier | None
 
     def behind(self, text: str) -> str:
@@ -249,7 +251,7 @@ def _gains(
     return [gain - anyway.get(i, 0.0) for i, gain in enumerate(gains)]
 
 
-def _follows(dreamer: Dreamer, put: Sequence[_Put]) -> list[float]:
+def _follows(dreamer: Dreamer, put: Sequence[_Put]) -> dict[Pair, float]:
     """Return by how many nats what was said of each old answer makes something in the new passage likelier.
 
     Sentences are compared, each with the one before it: long messages are in some way alike, whatever they say. So are
@@ -258,11 +260,11 @@ def _follows(dreamer: Dreamer, put: Sequence[_Put]) -> list[float]:
     once = {one.pair: one for one in reversed(put)}
     rows = [(one, part) for one in once.values() for _, part in in_context(sentences(one.passage))]
     gains = _gains(dreamer.follows, [one for one, _ in rows], [(_said(one.item), part) for one, part in rows])
-    found: dict[tuple[int, Answer], float] = {}
+    found: dict[Pair, float] = {}
     for (one, part), gain in zip(rows, gains, strict=True):
         share = gain * min(1.0, USUAL / max(len(words(part)), 1))
         found[one.pair] = max(found.get(one.pair, share), share)
-    return [found[one.pair] for one in put]
+    return found
 
 
 def _said(item: Kept) -> str:
@@ -271,26 +273,27 @@ def _said(item: Kept) -> str:
     return next((part for last, part in in_context(sentences(item.said)) if answer in last.casefold()), item.said)
 
 
-def _replaced(dreamer: Dreamer, put: Sequence[_Put]) -> set[tuple[int, Answer]]:
-    """Return the pairs whose new passage is about the questions of the old answer, and follows from what was said then.
+def _changed(dreamer: Dreamer, put: Sequence[_Put]) -> set[Pair]:
+    """Return the pairs whose new passage is about what the old answer is asked for, and follows from what said it.
 
-    The less of the one, the more of the other. By how much it makes all of these questions likelier is held against by
-    how much what was said then does; of what both speak of by what a third says, being all about them is enough.
+    The less of the one, the more of the other. About it is by how much the passage makes the ``MOST`` of the questions
+    likelier that it does so best, all together, beside by how much what was said then does; of what both speak of by
+    what a third says, that alone may be enough.
     """
 
     def about(texts: Sequence[str]) -> list[float]:
         return _gains(dreamer.about, put, [(text, one.item.dream.question) for one, text in zip(put, texts)])
 
     now, was = about([one.passage for one in put]), about([_said(one.item) for one in put])
-    gains: dict[tuple[int, Answer], list[tuple[float, float]]] = {}
+    gains: dict[Pair, list[tuple[float, float]]] = {}
     for one, new, old in zip(put, now, was, strict=True):
-        gains.setdefault(one.pair, []).append((max(new, 0.0), max(old, ABOUT)))
+        gains.setdefault(one.pair, []).append((new, max(old, ABOUT)))
+    follows, found = _follows(dreamer, put), set[Pair]()
     enough = {one.pair: OF_THE_SAME if one.earlier else CHANGED for one in put}
-    follows = {one.pair: gain for one, gain in zip(put, _follows(dreamer, put), strict=True)}
-    found = set()
     for pair, rows in gains.items():
-        new, old = (sum(column) for column in zip(*rows, strict=True))
-        if new >= ABOUT * len(rows) and min(new / old, 1.0) + follows[pair] / FOLLOWS >= enough[pair]:
+        best = sorted(rows, key=lambda row: row[0] / row[1], reverse=True)[: math.ceil(MOST * len(rows))]
+        new, old = sum(min(new, old) for new, old in best), sum(old for _, old in best)
+        if new >= ABOUT * len(best) and new / old + follows.get(pair, 0.0) / FOLLOWS >= enough[pair]:
             found.add(pair)
     return found
 
@@ -309,8 +312,8 @@ def _answers(dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], p
     def of(which: Sequence[int], texts: Sequence[str]) -> list[str]:
         return [texts[i] for i in which]
 
-    replaced = _replaced(dreamer, put)
-    some = [i for i, one in enumerate(put) if one.pair in replaced]
+    changed = _changed(dreamer, put)
+    some = [i for i, one in enumerate(put) if one.pair in changed]
     told = dict(zip(some, dreamer.answers(of(some, passages), of(some, questions)), strict=True))
     for i in some:
         own = [dream.answer for dream in new[put[i].pair[0]][1] if not dream.contrast]
