@@ -245,6 +245,16 @@ def test_the_better_half_of_an_answers_questions_counts_together(now, gone):
     assert (ids, [d.answer for d in dreams]) == (([0, 1, 2, 3], ["Maxi"] * 4) if gone else ([], []))
 
 
+def test_of_two_new_passages_the_one_that_is_about_it_replaces():
+    class Given(Judge):
+        def about(self, passages, questions):
+            return [10.0 if "Maxi" in passage or "Rex" in passage else 0.0 for passage in passages]
+
+    new = {9: ("my puppy is called Maxi", []), 10: ("my puppy is asleep", [])}
+    found = superseded(Given(), new, [kept(1, 7, "My puppy?", "my puppy is Rex")])
+    assert (found[9].ids, found[10].ids) == ([1], [])
+
+
 @pytest.mark.parametrize(("now", "gone"), [(2.0, [1]), (1.9, [])])
 def test_a_passage_that_is_hardly_about_its_question_replaces_nothing(now, gone):
     class Given(Judge):

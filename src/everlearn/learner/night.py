@@ -276,9 +276,9 @@ def _said(item: Kept) -> str:
 def _changed(dreamer: Dreamer, put: Sequence[_Put]) -> set[Pair]:
     """Return the pairs whose new passage is about what the old answer is asked for, and follows from what said it.
 
-    The less of the one, the more of the other. About it is by how much the passage makes the ``MOST`` of the questions
-    likelier that it does so best, all together, beside by how much what was said then does; of what both speak of by
-    what a third says, that alone may be enough.
+    The less of the one, the more of the other. How much it is about them: the nats by which it makes the better half
+    of the questions likelier (those it does so most for, ``MOST``), as a share of those by which what was said then
+    does. Of what both speak of by what a third says, that alone may be enough.
     """
 
     def about(texts: Sequence[str]) -> list[float]:
@@ -292,7 +292,7 @@ def _changed(dreamer: Dreamer, put: Sequence[_Put]) -> set[Pair]:
     enough = {one.pair: OF_THE_SAME if one.earlier else CHANGED for one in put}
     for pair, rows in gains.items():
         best = sorted(rows, key=lambda row: row[0] / row[1], reverse=True)[: math.ceil(MOST * len(rows))]
-        new, old = sum(min(new, old) for new, old in best), sum(old for _, old in best)
+        new, old = sum(min(row) for row in best), sum(old for _, old in best)
         if new >= ABOUT * len(best) and new / old + follows.get(pair, 0.0) / FOLLOWS >= enough[pair]:
             found.add(pair)
     return found
