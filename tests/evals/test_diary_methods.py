@@ -219,11 +219,12 @@ def test_variants_of_the_runtime_learn_its_dreams(setting):
 
 def test_the_registry_has_the_runtime_its_ablations_and_the_baselines():
     named = registry()
-    left_out = {"nofilter", "nocontrasts", "noechoes", "nopractice", "nowhitening", "nometric", "noreplay"}
+    left_out = {"nofilter", "nocontrasts", "noechoes", "nopractice", "nowhitening", "nometric", "nowords", "noreplay"}
     assert {"everlearn", "everlearn-trained", *(f"everlearn-{part}" for part in left_out)} <= named.keys()
     assert {"frozen", "context", "retrieval", "lora", "full", "strands"} <= named.keys()
     assert named["everlearn-noreplay"].keywords["schedule"].replay == 0
     assert named["everlearn-trained-noanchor"].keywords["objective"].anchor_weight == 0
     assert named["everlearn-nowhitening"].keywords["consolidator"].keywords == {"whiten": False, "metric": False}
     assert named["everlearn-nometric"].keywords["consolidator"].keywords == {"metric": False}
+    assert named["everlearn-nowords"].keywords["consolidator"].keywords == {"words": False}
     assert named["lora-gentle"].keywords["rate"] < LoraTuning.rate

@@ -356,6 +356,10 @@ def _unpractised(setting: Setting) -> dict[str, Any]:
     return {"voice": replace(load_voice(setting.base, setting.tokenizer), practice=(), elsewhere=(), assistant=())}
 
 
+def _without(**parts: bool) -> Factory:
+    return functools.partial(Everlearn, consolidator=functools.partial(SlotConsolidator, **parts))
+
+
 def registry() -> dict[str, Factory]:
     """Return every method by name; add a variant of the learner with ``functools.partial(Everlearn, part=...)``.
 
@@ -366,10 +370,8 @@ def registry() -> dict[str, Factory]:
     from everlearn.evals.diary_tuned import FullTuning, LoraTuning, Strands
 
     trained = functools.partial(Everlearn, layout=TRAINED)
-    no_anchor = {
-        "objective": SelfStudyObjective(anchor_weight=0.0),
-        "schedule": Schedule(anchors=0, agreement=0.0, recall=0.0),
-    }
+    unchecked = Schedule(anchors=0, agreement=0.0, recall=0.0)
+    no_anchor = {"objective": SelfStudyObjective(anchor_weight=0.0), "schedule": unchecked}
     return {
         "everlearn": Everlearn,
         "everlearn-cautious": functools.partial(Everlearn, caution=CAUTIOUS),
@@ -377,12 +379,9 @@ def registry() -> dict[str, Factory]:
         "everlearn-nocontrasts": functools.partial(_changed, change=_uncontrasted),
         "everlearn-noechoes": functools.partial(_changed, change=_without_echoes),
         "everlearn-nopractice": functools.partial(_changed, change=_unpractised),
-        "everlearn-nowhitening": functools.partial(
-            Everlearn, consolidator=functools.partial(SlotConsolidator, whiten=False, metric=False)
-        ),
-        "everlearn-nometric": functools.partial(
-            Everlearn, consolidator=functools.partial(SlotConsolidator, metric=False)
-        ),
+        "everlearn-nowhitening": _without(whiten=False, metric=False),
+        "everlearn-nometric": _without(metric=False),
+        "everlearn-nowords": _without(words=False),
         "everlearn-noreplay": functools.partial(Everlearn, schedule=Schedule(replay=0)),
         "everlearn-trained": trained,
         "everlearn-trained-noanchor": functools.partial(trained, **no_anchor),

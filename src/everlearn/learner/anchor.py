@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -18,7 +18,9 @@ from everlearn.errors import StoreError
 from everlearn.learner.examples import IGNORE, Examples, encode_examples, run_trunk
 from everlearn.learner.metric import learn_metric, whitener
 from everlearn.learner.voice import Voice
+from everlearn.learner.words import learn_words, read_gists
 from everlearn.memories.gated import Gate, rms_normalise
+from everlearn.memories.gist import Gist
 from everlearn.models.hub import cache_dir
 from everlearn.models.memory_file import atomic_write
 from everlearn.models.trunk import Activations, SplitModel
@@ -38,6 +40,7 @@ KEPT = [
     "centers",
     "scatters",
     "metric",
+    "told",
 ]
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
@@ -79,6 +82,8 @@ class Anchor:
         scatters: its covariance, [2, d, d]; at the end of questions that of one practice question in several wordings,
             with a share of that of the voice.
         metric: what was learned of the practice questions beyond that, [d, d].
+        told: gists of what the practice questions ask about, [g, e].
+        words: what a gist is read with, the buffers of a :class:`~everlearn.memories.gist.Gist`.
         contrasts: how many of the replies, the last ones, are near misses of the dreams.
     """
 
@@ -97,6 +102,8 @@ class Anchor:
     centers: Tensor
     scatters: Tensor
     metric: Tensor
+    told: Tensor
+    words: Mapping[str, Tensor]
     contrasts: int = 0
 
     def trained(self) -> Tensor:
@@ -113,10 +120,8 @@ class Anchor:
         more = len(replies)
         if not more:
             return self
-        acts = Activations(
-            _stack(self.activations.hidden, activations.hidden), _stack(self.activations.read, activations.read)
-        )
-        ours = self.replies
+        ours, of = self.replies, self.activations
+        hidden, read = _stack(of.hidden, activations.hidden), _stack(of.read, activations.read)
         both = Examples(
             _stack(ours.ids, replies.ids),
             _stack(ours.targets, replies.targets, IGNORE),
@@ -124,6 +129,7 @@ class Anchor:
             torch.cat([ours.lengths, replies.lengths]),
         )
         states = _stack(self.teacher, teacher)
+        acts = Activations(hidden, read, both.ids)
         return replace(self, replies=both, activations=acts, teacher=states, contrasts=self.contrasts + more)
 
 
@@ -138,8 +144,9 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
         try:
             kept = load_file(path)
             if kept["ids"].shape == replies.ids.shape and torch.equal(kept["ids"], replies.ids):
-                acts = Activations(kept.pop("hidden"), kept.pop("read"))
-                return Anchor(replies, acts, **{name: kept[name] for name in KEPT})  # type: ignore[arg-type]
+                acts = Activations(kept.pop("hidden"), kept.pop("read"), replies.ids)
+                words = {name: kept[f"words.{name}"] for name in Gist.NAMES}
+                return Anchor(replies, acts, words=words, **{name: kept[name] for name in KEPT})  # type: ignore[arg-type]
         except (SafetensorError, OSError, KeyError):
             pass  # a damaged cache is made anew
     acts = run_trunk(split, replies)
@@ -162,6 +169,8 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     scatter = scatter / max(count, 1) + VOICE_SHARE * torch.cov(heard.T)
     outside = torch.cat([read_pairs(split, tokenizer, voice.elsewhere), asked[trained]])
     metric = learn_metric((practised - heard.mean(0)) @ whitener(scatter, RIDGES[1]), groups)
+    words, gist = learn_words(split.model, tokenizer, [*voice.told, *questions, *voice.elsewhere]), Gist()
+    gist.fill(words)
     anchor = Anchor(
         replies,
         acts,
@@ -180,9 +189,12 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
         centers=torch.stack([above.mean(0), heard.mean(0)]),
         scatters=torch.stack([torch.cov(above.T), scatter]),
         metric=metric,
+        told=read_gists(split.model, tokenizer, gist, voice.told),
+        words=words,
     )
     tensors = {"ids": replies.ids, "hidden": acts.hidden, "read": acts.read}
     tensors |= {name: getattr(anchor, name) for name in KEPT}
+    tensors |= {f"words.{name}": tensor for name, tensor in anchor.words.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))

@@ -78,7 +78,7 @@ def run_trunk(split: SplitModel, examples: Examples) -> Activations:
     def whole(tensors: list[Tensor]) -> Tensor:
         return torch.cat([F.pad(tensor, (0, 0, 0, longest - tensor.shape[1])) for tensor in tensors])[back]
 
-    return Activations(whole([part.hidden for part in parts]), whole([part.read for part in parts]))
+    return Activations(whole([part.hidden for part in parts]), whole([part.read for part in parts]), examples.ids)
 
 
 def _spoken(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:

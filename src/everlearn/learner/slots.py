@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument, SleepRejected
@@ -59,9 +60,10 @@ class SlotConsolidator:
 
     For each passage the questions that are to be answered alike share the slot of the reply's first token: its key is
     their mean, whitened by the scatter of such questions (linear discriminant analysis) and seen by the metric that the
-    anchor learned of practice questions. Every further token of a reply is a slot of its own. A value is the smallest
-    step, by Newton's method on the margin, that makes its token the likeliest by ``MARGIN`` logits. The gate is fitted
-    anew, between questions of one's own life and all others; near misses become foils.
+    anchor learned of practice questions, and beside it the gist of what is replied. Every further token of a reply is a
+    slot of its own. A value is the smallest step, by Newton's method on the margin, that makes its token the likeliest
+    by ``MARGIN`` logits. The gate is fitted anew, between questions of one's own life and all others; near misses
+    become foils.
 
     Args:
         split: the stacked model, cut below its memory.
@@ -72,6 +74,7 @@ class SlotConsolidator:
         schedule: what the result must show.
         whiten: whether likeness is measured in whitened coordinates; False shows what they give.
         metric: whether what was learned of practice questions is used beyond that; False shows what it gives.
+        words: whether the gist of what is told is part of a key; False shows what it gives.
     """
 
     def __init__(
@@ -85,9 +88,10 @@ class SlotConsolidator:
         schedule: Schedule | None = None,
         whiten: bool = True,
         metric: bool = True,
+        words: bool = True,
     ) -> None:
         self.split, self.tokenizer, self.gate, self.anchor = split, tokenizer, gate, anchor
-        self.whiten, self.metric = whiten, metric
+        self.whiten, self.metric, self.words = whiten, metric, words
         self.schedule = schedule or Schedule()
         continuum = split.learning[-1]
         memory = continuum.memories[continuum.names.index(level)]
@@ -173,7 +177,10 @@ class SlotConsolidator:
 
     def _fit_gate(self, read: _Read, misses: Mapping[int, Sequence[Dream]], replay: Sequence[Dream]) -> None:
         """Fit the gate on this night's dreams and near misses and on those replayed; the misses become foils."""
-        self.memory.set_rivals(self.anchor.rivals)
+        if self.words and not self.memory.gist.size:
+            self.memory.read_words(self.anchor.words)
+        told = self.anchor.told if len(self.anchor.told) == len(self.anchor.rivals) else None
+        self.memory.set_rivals(self.anchor.rivals, told if self.words else None)
         owners = [number for number, found in misses.items() for _ in found]
         near = self._asked([dream for found in misses.values() for dream in found])
         self.memory.add_foils(near.chunk(2, -1)[1], torch.tensor(owners))
@@ -230,7 +237,15 @@ class SlotConsolidator:
         spoken = [next((p for p in found if examples.targets[p] >= 0), found[0]) for found in places.values()]
         values = self._values(read, spoken, torch.tensor(list(tokens.values())), progress)
         begins = torch.tensor([reply == "" for _, reply, _ in places])
-        self.memory.add(keys, values, begins, torch.tensor([owner for owner, _, _ in places]))
+        about = [self._about(examples, found) for (_, reply, _), found in places.items() if reply == ""]
+        self.memory.add(keys, values, begins, torch.tensor([owner for owner, _, _ in places]), torch.stack(about))
+
+    def _about(self, examples: Examples, places: Sequence[tuple[int, int]]) -> Tensor:
+        """Return the mean gist [e] of the replies that begin at ``places`` (row, position), a unit vector."""
+        replies = {tuple(row[row >= 0].tolist()) for row in (examples.targets[row] for row, _ in places)}
+        embed = cast(nn.Embedding, self.split.model.get_input_embeddings())
+        gists = [self.memory.gist(torch.tensor(reply), embed) for reply in sorted(replies) if reply]
+        return F.normalize(torch.stack(gists).sum(0), dim=0)
 
     def _values(self, read: _Read, places: Sequence[tuple[int, int]], tokens: Tensor, progress: Progress) -> Tensor:
         """Return for each place (row, position) what must be added there to make its token the likeliest, [m, d]."""

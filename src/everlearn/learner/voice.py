@@ -42,6 +42,7 @@ class Voice:
             that come with the package, or yours.
         elsewhere: questions in such words, but about the world or about somebody else; from where ``practice`` is.
         assistant: such questions about the assistant's own life.
+        told: what each group of ``practice`` asks about, in the words of whoever told it; none, or one for each.
     """
 
     general: tuple[tuple[str, str], ...]
@@ -52,6 +53,7 @@ class Voice:
     practice: tuple[tuple[str, ...], ...] = ()
     elsewhere: tuple[str, ...] = ()
     assistant: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 def load_voice(
@@ -92,6 +94,7 @@ def _practised(voice: Voice) -> Voice:
         practice=tuple(record.questions for record in records),
         elsewhere=tuple(asked for record in records for asked in record.elsewhere()),
         assistant=tuple(record.assistant for record in records),
+        told=tuple(record.said for record in records),
     )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument
 from everlearn.learner.anchor import Anchor, load_anchor, read_pairs
+from everlearn.learner.chat import chat_prompt
+from everlearn.learner.sampling import encode
 from everlearn.learner.voice import Voice, load_voice
 from everlearn.levels import Level
 from everlearn.memories.gated import Gate, GatedMemory, gated_memories
@@ -140,13 +143,14 @@ class Weights:
         """Return how like ``question`` is to what was dreamt of each observation, and which speaks, if any does."""
         if not self.slots:
             raise InvalidArgument("layout: got one that is trained by gradient, expected slots, which have owners")
-        memory = self.slots[-1]
+        memory, ids = self.slots[-1], encode(self.tokenizer, chat_prompt(self.tokenizer, question))
         below, above = read_pairs(self.split, self.tokenizer, [question])[0].to(memory.lean.dtype).chunk(2)
-        likeness = memory.likeness(above)
+        about = memory.gist(ids, cast(nn.Embedding, self.base.get_input_embeddings()))
+        likeness = memory.likeness(above, about)
         nearest = max(likeness, key=likeness.__getitem__, default=None)
         if (
             nearest is None
-            or likeness[nearest] <= memory.bar(above)
+            or likeness[nearest] <= memory.bar(above, about)
             or memory.opening(above, self.gate.raw(below)) <= 0
         ):
             return likeness, None

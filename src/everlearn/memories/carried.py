@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DummyLayer
 
 NOBODY = -1  # the number of a token of which nothing is known
@@ -21,25 +22,31 @@ class Carried(DummyLayer):
     So it is reordered, repeated, selected and cropped with all the rest, and is no attention for whoever looks at it.
 
     Attributes:
+        words: whether the numbers are the tokens themselves, for all memories; else they are what one memory says.
         numbers: [batch, tokens]; None before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, words: bool = False) -> None:
         super().__init__()
+        self.words = words
         self.numbers: Tensor | None = None
 
     def last(self, tokens: int) -> Tensor | None:
         """Return the last number of each sequence, [batch]; None unless the ``tokens`` of the cache are all here."""
         return self.numbers[:, -1] if self.numbers is not None and self.numbers.shape[1] == tokens > 0 else None
 
-    def append(self, numbers: Tensor, tokens: int) -> None:
-        """Add ``numbers`` [batch, time], then ``tokens`` in all; those missed before are NOBODY's."""
+    def followed_by(self, numbers: Tensor, tokens: int) -> Tensor:
+        """Return ``numbers`` [batch, time] behind those here, ``tokens`` in all; those missed before are NOBODY's."""
         before = tokens - numbers.shape[1]
         kept = numbers.new_full((len(numbers), before), NOBODY)
         if self.numbers is not None and len(self.numbers) == len(numbers):
             known = self.numbers[:, :before]
             kept[:, : known.shape[1]] = known
-        self.numbers = torch.cat([kept, numbers], 1)
+        return torch.cat([kept, numbers], 1)
+
+    def append(self, numbers: Tensor, tokens: int) -> None:
+        """Add ``numbers`` [batch, time], then ``tokens`` in all; those missed before are NOBODY's."""
+        self.numbers = self.followed_by(numbers, tokens)
 
     def reset(self) -> None:
         """Back to before the first token."""
@@ -65,26 +72,40 @@ class Carried(DummyLayer):
             self.numbers = self.numbers.repeat_interleave(repeats, 0)
 
 
+Embed = Callable[[Tensor], Tensor]
+
+
 class Turn:
     """A memory's turn in a pass.
 
     Attributes:
         before: the number at the token before, [batch]; None where a sequence begins, or nothing is known.
         real: which of the tokens are no padding, [batch, any number, the last ones count]; None: all.
+        words: the tokens up to the end of this pass, [batch, tokens], NOBODY where one is not known; None: no pass.
+        embed: makes tokens [n] the model's input embeddings [n, e].
         numbers: what the memory says of the tokens of this pass, [batch, time]; None until it does.
     """
 
-    def __init__(self, before: Tensor | None = None, real: Tensor | None = None) -> None:
-        self.before, self.real = before, real
+    def __init__(
+        self,
+        before: Tensor | None = None,
+        real: Tensor | None = None,
+        words: Tensor | None = None,
+        embed: Embed | None = None,
+    ) -> None:
+        self.before, self.real, self.words, self.embed = before, real, words, embed
         self.numbers: Tensor | None = None
 
 
 class _Pass:
     """One run of a model: the cache that it was given, what was carried in it, and the turns of its memories so far."""
 
-    def __init__(self, cache: Cache | None, real: Tensor | None) -> None:
-        self.cache, self.real = cache, real
-        self.before = [] if cache is None else [one.last(int(cache.get_seq_length())) for one in _carried(cache)]
+    def __init__(self, cache: Cache | None, real: Tensor | None, ids: Tensor | None, embed: Embed) -> None:
+        self.cache, self.real, self.ids, self.embed = cache, real, ids, embed
+        tokens = 0 if cache is None else int(cache.get_seq_length())
+        self.before = [] if cache is None else [one.last(tokens) for one in _carried(cache)]
+        known = _words(cache) or Carried()
+        self.words = None if ids is None else known.followed_by(ids, tokens + ids.shape[1])
         self.turns: list[Turn] = []
 
 
@@ -112,14 +133,15 @@ def take_turn() -> Turn:
     if run is None:
         return Turn()
     place = len(run.turns)
-    run.turns.append(Turn(run.before[place] if place < len(run.before) else None, run.real))
+    before = run.before[place] if place < len(run.before) else None
+    run.turns.append(Turn(before, run.real, run.words, run.embed))
     return run.turns[-1]
 
 
 @contextmanager
-def outside() -> Iterator[None]:
-    """Run a part of a model as no pass of it, whatever one before has left behind."""
-    before, _here.run = _here.run, None
+def outside(ids: Tensor, embed: Embed) -> Iterator[None]:
+    """Run a part of a model on texts ``ids`` [batch, time] as a pass of its own, of which nothing is carried on."""
+    before, _here.run = _here.run, _Pass(None, None, ids, embed)
     try:
         yield
     finally:
@@ -128,7 +150,20 @@ def outside() -> Iterator[None]:
 
 def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     cache = _cache((*args, *kwargs.values()))
-    _here.run = _Pass(cache, _real(kwargs.get("attention_mask"), cache))
+    embed = functools.partial(_embedded, model)
+    _here.run = _Pass(cache, _real(kwargs.get("attention_mask"), cache), _ids(args, kwargs), embed)
+
+
+def _embedded(model: nn.Module, ids: Tensor) -> Tensor:
+    return cast(nn.Module, cast(PreTrainedModel, model).get_input_embeddings())(ids)
+
+
+def _ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the tokens of a pass, [batch, time]: NOBODY where it was given embeddings in their place."""
+    ids, embeds = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
+    if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point():
+        return ids
+    return None if embeds is None else torch.full(embeds.shape[:2], NOBODY, device=embeds.device)
 
 
 def _real(mask: Any, cache: Cache | None) -> Tensor | None:
@@ -161,6 +196,12 @@ def _end(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     for layer, turn in zip(_carried(cache), run.turns, strict=True):
         if turn.numbers is not None:
             layer.append(turn.numbers, int(cache.get_seq_length()))
+    if run.ids is not None:
+        words = _words(cache)
+        if words is None:
+            words = Carried(words=True)
+            cache.layers.append(words)
+        words.append(run.ids, int(cache.get_seq_length()))
 
 
 def _cache(values: Iterable[Any]) -> Cache | None:
@@ -168,4 +209,9 @@ def _cache(values: Iterable[Any]) -> Cache | None:
 
 
 def _carried(cache: Cache) -> list[Carried]:
-    return [layer for layer in cache.layers if isinstance(layer, Carried)]
+    return [layer for layer in cache.layers if isinstance(layer, Carried) and not layer.words]
+
+
+def _words(cache: Cache | None) -> Carried | None:
+    layers = [] if cache is None else cache.layers
+    return next((layer for layer in layers if isinstance(layer, Carried) and layer.words), None)

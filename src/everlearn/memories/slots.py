@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from everlearn.errors import InvalidArgument
 from everlearn.memories.carried import NOBODY, Turn, take_turn
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
+from everlearn.memories.gist import Gist
 
 TRUST = 24.0  # of the gate in how much nearer a slot is than every foil
 TRUST_MOST = 2.0  # that opens it by: what merely shares the words of something told stays shut
@@ -24,17 +25,23 @@ ANYBODY, ASSISTANT = -1, -2  # owners of the foils that come with the base model
 SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
 ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
+ABOUT = 0.3  # weight of the cosine of two gists in a likeness, beside that of what was read
 RIVALRY, LEAD = 0.5, 0.03  # and above that share of the likeness to the nearest rival: it may ask for that, never told
 
 
 class _Prepared(NamedTuple):
-    """Slots that go on and that begin, apart: keys, all kinds of foils and rivals as coordinates; values and owners."""
+    """Slots that go on and that begin, apart: keys, all kinds of foils and rivals as coordinates; values and owners.
+
+    ``about`` and ``rivals_about`` are gists, times their weight.
+    """
 
     spoken: Tensor
     begun: Tensor
+    about: Tensor
     foils: Tensor
     assistant: Tensor
     rivals: Tensor
+    rivals_about: Tensor
     values: Tensor
     owners: Tensor
 
@@ -62,6 +69,10 @@ class SlotMemory(nn.Module):
     "Where do you live?", which only the gate tells from "Where do I live?", are not among them: nearer to one of those
     a question is not nearly word for word one that was dreamt.
 
+    *Gists*: beside what is read there, a slot that begins a reply has what it tells in its words
+    (:class:`~everlearn.memories.gist.Gist`), whose cosine with the words of the question, times ``ABOUT``, is part of
+    their likeness, though not of how near a question is to a foil. It finds what a question only hints at.
+
     *Rivals* are other things that one may ask about: a slot begins a reply where its likeness is above ``asked`` and
     above ``RIVALRY rival + LEAD``, ``rival`` that of the nearest of them. So a question about what was never told,
     nearest to some slot though not near, is left to the base (as speaker verification sets a score beside those of
@@ -77,10 +88,12 @@ class SlotMemory(nn.Module):
     Attributes:
         keys, values: of the slots, [m, d].
         begins: whether a slot begins a reply, [m].
+        gist: reads words, once :meth:`read_words` has set it up.
+        about: gists of the slots that begin a reply, in their order, [b, e]; zero for one that has none.
         owners: to which observation it belongs, [m].
         spoken, asked: from which likeness on a slot that goes on, and one that begins a reply, is heard.
         foils, foil_owners: keys of foils [f, d], and to which observation they belong, [f]: ``ANYBODY``, ``ASSISTANT``.
-        rivals: keys of rivals, [r, d].
+        rivals, rivals_about: keys and gists of rivals, [r, d] and [r, e].
         lean: u above, [d].
         center, whitener: c [2, d] and P [2, d, d], of the slots that go on and of those that begin a reply.
         scatter, counted: summed scatter [d, d] of the questions of all nights, and how many they were.
@@ -97,6 +110,8 @@ class SlotMemory(nn.Module):
         self.foils: Tensor
         self.foil_owners: Tensor
         self.rivals: Tensor
+        self.about: Tensor
+        self.rivals_about: Tensor
         self.lean: Tensor
         self.center: Tensor
         self.whitener: Tensor
@@ -109,11 +124,14 @@ class SlotMemory(nn.Module):
         self.register_buffer("foils", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("foil_owners", torch.zeros(0, dtype=torch.long))
         self.register_buffer("rivals", torch.zeros(0, hidden_size, dtype=torch.float16))
+        self.register_buffer("about", torch.zeros(0, 0, dtype=torch.float16))
+        self.register_buffer("rivals_about", torch.zeros(0, 0, dtype=torch.float16))
         self.register_buffer("lean", torch.zeros(hidden_size))
         self.register_buffer("center", torch.zeros(2, hidden_size))
         self.register_buffer("whitener", torch.eye(hidden_size).repeat(2, 1, 1))
         self.register_buffer("scatter", torch.zeros(hidden_size, hidden_size))
         self.register_buffer("counted", torch.zeros(()))
+        self.gist = Gist()
         self.opens = opens
         self.spoken, self.asked = SPOKEN, ASKED
         self._shared = (gate,)  # in a tuple, so that it is a submodule of the lowest memory alone
@@ -131,15 +149,20 @@ class SlotMemory(nn.Module):
 
     @staticmethod
     def completed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return ``state`` of a memory of any version: slots once had a ``least`` each, and no rivals."""
-        none = torch.zeros(0, state["keys"].shape[1], dtype=torch.float16)
-        return {"rivals": none, **{name: tensor for name, tensor in state.items() if name != "least"}}
+        """Return ``state`` of a memory of any version: slots once had a ``least`` each, and no rivals or gists."""
+        none = torch.zeros(0, dtype=torch.float16)
+        start = {f"gist.{name}": none for name in Gist.NAMES}
+        start |= {"rivals": none.new_zeros(0, state["keys"].shape[1])}
+        rows = {"about": int(state["begins"].sum()), "rivals_about": len(state.get("rivals", none))}
+        start |= {name: none.new_zeros(count, 0) for name, count in rows.items()}
+        return start | {name: tensor for name, tensor in state.items() if name != "least"}
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
-        """Give the buffers the number of rows of those in ``state``, in place, for a state to be loaded."""
-        for name in ("keys", "values", "begins", "owners", "foils", "foil_owners", "rivals"):
-            own = getattr(self, name)
-            own.data = own.new_zeros(len(state[name]), *own.shape[1:])
+        """Give the buffers that grow the size of those in ``state``, in place, for a state to be loaded."""
+        own = ("keys", "values", "begins", "owners", "foils", "foil_owners", "rivals", "about", "rivals_about")
+        for name in (*own, *(f"gist.{name}" for name in Gist.NAMES)):
+            buffer = self.get_buffer(name)
+            buffer.data = buffer.new_zeros(state[name].shape)
 
     @torch.no_grad()
     def whiten(self, begins: bool, center: Tensor, whitener: Tensor) -> None:
@@ -151,11 +174,23 @@ class SlotMemory(nn.Module):
         self.whitener[int(begins)] = whitener
 
     @torch.no_grad()
-    def add(self, keys: Tensor, values: Tensor, begins: Tensor, owners: Tensor) -> None:
-        """Add slots: ``keys`` (means of x/rms(x)) and ``values`` [m, d], ``begins`` and ``owners`` [m]."""
+    def add(self, keys: Tensor, values: Tensor, begins: Tensor, owners: Tensor, about: Tensor | None = None) -> None:
+        """Add slots: ``keys`` (means of x/rms(x)) and ``values`` [m, d], ``begins`` and ``owners`` [m].
+
+        Those that begin a reply are ``about`` [b, e].
+        """
+        if about is None:
+            about = self.about.new_zeros(int(begins.sum()), self.gist.size)
         rows = (self.keys, keys), (self.values, values), (self.begins, begins), (self.owners, owners)
-        for own, more in rows:
+        for own, more in (*rows, (self.about, about)):
             own.data = torch.cat([own, more.to(own.dtype)])
+
+    @torch.no_grad()
+    def read_words(self, state: Mapping[str, Tensor]) -> None:
+        """Set up how words are read, by the buffers of a :class:`Gist`; slots and rivals have no gists then."""
+        self.gist.fill(state)
+        for own in (self.about, self.rivals_about):
+            own.data = own.new_zeros(len(own), self.gist.size)
 
     @torch.no_grad()
     def add_foils(self, keys: Tensor, owners: Tensor) -> None:
@@ -164,14 +199,17 @@ class SlotMemory(nn.Module):
             own.data = torch.cat([own, more.to(own.dtype)])
 
     @torch.no_grad()
-    def set_rivals(self, keys: Tensor) -> None:
-        """Set the rivals: ``keys`` [r, d] like those of slots."""
+    def set_rivals(self, keys: Tensor, about: Tensor | None = None) -> None:
+        """Set the rivals: ``keys`` [r, d] like those of slots, and what they are ``about`` [r, e]."""
         self.rivals.data = keys.to(self.rivals)
+        none = self.rivals_about.new_zeros(len(keys), self.gist.size)
+        self.rivals_about.data = none if about is None else about.to(none)
 
     @torch.no_grad()
     def drop(self, owners: Collection[int]) -> None:
         """Drop the slots and the foils of some owners."""
         for by, theirs in (
+            (self.owners[self.begins], (self.about,)),
             (self.owners, (self.keys, self.values, self.begins, self.owners)),
             (self.foil_owners, (self.foils, self.foil_owners)),
         ):
@@ -205,8 +243,9 @@ class SlotMemory(nn.Module):
         read = rms_normalise(x.to(slots.values.dtype))
         on = self.coordinates(False, read) @ slots.spoken.T - self.spoken
         asked = self.coordinates(True, read)
-        new = asked @ slots.begun.T - self._bar(asked)
         gate = self.opening(read, self._shared[0].opened_raw())
+        about = self._about(turn, gate[..., 0] > 0)
+        new = asked @ slots.begun.T + about @ slots.about.T - self._bar(asked, about)
         scores = SHARPNESS * torch.cat([on, new], -1)
         heard = self._heard(scores, torch.cat([on > 0, (new > 0) & (gate > 0)], -1), turn)
         scores = scores.masked_fill(~heard, float("-inf"))
@@ -250,23 +289,41 @@ class SlotMemory(nn.Module):
             raw = raw + torch.minimum(TRUST * (near - foil), most)
         return raw.clamp(0, 1)
 
-    def _bar(self, asked: Tensor) -> Tensor:
-        """Return the likeness [..., 1] above which slots begin a reply, for coordinates ``asked`` [..., d]."""
-        least = torch.full_like(asked[..., :1], self.asked)
-        rivals = self._prepared().rivals
-        if not len(rivals):
+    @torch.no_grad()
+    def _about(self, turn: Turn, where: Tensor) -> Tensor:
+        """Return the gists [..., T, e] of what was said up to the tokens ``where`` [..., T]; zero elsewhere."""
+        gists = torch.zeros(*where.shape, self.gist.size, device=where.device)
+        rows, words = where.reshape(-1, where.shape[-1]), turn.words
+        if words is None or turn.embed is None or len(words) != len(rows):
+            return gists
+        into, before = gists.reshape(*rows.shape, -1), words.shape[1] - rows.shape[1]
+        for row, time in rows.nonzero().tolist():
+            into[row, time] = self.gist(words[row, : before + time + 1], turn.embed)
+        return into.reshape(gists.shape)
+
+    def _bar(self, asked: Tensor, about: Tensor) -> Tensor:
+        """Return the likeness [..., 1] above which slots begin a reply, of coordinates [..., d] and gists [..., e]."""
+        slots, least = self._prepared(), torch.full_like(asked[..., :1], self.asked)
+        if not len(slots.rivals):
             return least
-        return torch.maximum(least, RIVALRY * (asked @ rivals.T).amax(-1, True) + LEAD)
+        rival = asked @ slots.rivals.T + about @ slots.rivals_about.T
+        return torch.maximum(least, RIVALRY * rival.amax(-1, True) + LEAD)
 
     @torch.no_grad()
-    def bar(self, read: Tensor) -> float:
-        """Return the likeness above which a slot begins a reply, where the memory reads x/rms(x) [d]."""
-        return float(self._bar(self.coordinates(True, read)))
+    def bar(self, read: Tensor, about: Tensor) -> float:
+        """Return the likeness above which a slot begins a reply, where x/rms(x) [d] is read of words ``about`` [e]."""
+        return float(self._bar(self.coordinates(True, read), about))
 
     @torch.no_grad()
-    def likeness(self, read: Tensor) -> dict[int, float]:
-        """Return for each owner how like x/rms(x) [d] is to the likest of its slots that begin a reply (a cosine)."""
-        owners, near = self.owners[self.begins], self._prepared().begun @ self.coordinates(True, read)
+    def likeness(self, read: Tensor, about: Tensor) -> dict[int, float]:
+        """Return for each owner how like the likest of its slots that begin a reply is.
+
+        Args:
+            read: x/rms(x) [d] where a question ends.
+            about: gist of its words [e].
+        """
+        slots, owners = self._prepared(), self.owners[self.begins]
+        near = slots.begun @ self.coordinates(True, read) + slots.about @ about
         return {owner: float(near[owners == owner].max()) for owner in owners.unique().tolist()}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -275,9 +332,8 @@ class SlotMemory(nn.Module):
 
     def _prepared(self) -> _Prepared:
         """Return the slots as they are read, computed once a state."""
-        own = [
-            tensor.detach() for tensor in (self.keys, self.begins, self.foils, self.rivals, self.whitener, self.owners)
-        ]
+        held = (self.keys, self.begins, self.foils, self.rivals, self.whitener, self.owners, self.about)
+        own = [tensor.detach() for tensor in (*held, self.rivals_about)]
         mark = tuple(number for tensor in own for number in (tensor.data_ptr(), tensor._version, len(tensor)))
         if self._ready is None or self._ready[0] != mark:
             keys, values, begins = self.keys.float(), self.values.float(), self.begins
@@ -287,7 +343,8 @@ class SlotMemory(nn.Module):
             foils = foils[self.foil_owners != ASSISTANT]
             ordered = torch.cat([values[~begins], values[begins]])
             owners = torch.cat([self.owners[~begins], self.owners[begins]])
-            made = _Prepared(spoken, begun, foils, assistant, rivals, ordered, owners)
+            about, rivals_about = ABOUT * self.about.float(), ABOUT * self.rivals_about.float()
+            made = _Prepared(spoken, begun, about, foils, assistant, rivals, rivals_about, ordered, owners)
             self._ready = mark, own, made  # ``own`` is held so that no other state can come to lie in its place
         return self._ready[2]
 

@@ -30,15 +30,16 @@ SHARED_ROWS = 4  # a batch of fewer is run as it is
 class Activations:
     """What the trunk made of a batch: ``hidden`` enters the first block that learns, ``read`` the lowest memory.
 
-    Both are [batch, time, hidden_size]; right padding is whatever came out.
+    Both are [batch, time, hidden_size]; right padding is whatever came out. ``ids`` are the tokens, [batch, time].
     """
 
     hidden: Tensor
     read: Tensor
+    ids: Tensor
 
     def part(self, rows: slice | Tensor = _ALL, times: slice = _ALL) -> Activations:
         """Return those of some rows and times."""
-        return Activations(self.hidden[rows, times], self.read[rows, times])
+        return Activations(self.hidden[rows, times], self.read[rows, times], self.ids[rows, times])
 
     def split(self, size: int) -> list[Activations]:
         """Return them in batches of ``size``, the last one smaller."""
@@ -86,6 +87,7 @@ class SplitModel:
         self.model = model
         self.layer = learning[0] if learning else lowest
         self._memory = stacked[lowest]
+        self._embed = cast(nn.Module, model.get_input_embeddings())
         self._blocks = cast(nn.ModuleList, model.get_submodule(blocks_path))
         memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
         self._upper = copy.deepcopy(model, memo)
@@ -119,7 +121,8 @@ class SplitModel:
             both.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
         rest = self._reach(input_ids[:, start:], both)
         pairs = (shared.hidden, rest.hidden), (shared.read, rest.read)
-        return Activations(*(torch.cat([first.expand(batch, -1, -1), then], 1) for first, then in pairs))
+        hidden, read = (torch.cat([first.expand(batch, -1, -1), then], 1) for first, then in pairs)
+        return Activations(hidden, read, input_ids)
 
     def _reach(self, input_ids: Tensor, cache: DynamicCache | None = None) -> Activations:
         """Run up to the first block that learns, behind ``cache``, which is filled up to there."""
@@ -150,12 +153,12 @@ class SplitModel:
         finally:
             for hook in hooks:
                 hook.remove()
-        return Activations(seen["hidden"], seen["read"])
+        return Activations(seen["hidden"], seen["read"], input_ids)
 
     def upper(self, acts: Activations, past: Past | None = None) -> Tensor:
         """Run what the trunk made through the rest; return the last hidden states, [batch, time, hidden_size].
 
-        With ``past``, ``acts`` is what follows a beginning that all rows share.
+        With ``past``, ``acts`` is what follows a beginning that all rows share, of whose words no memory knows then.
         """
         cache = past.expand(len(acts.hidden)) if past is not None else None
         return self._run(acts, cache)
@@ -188,10 +191,9 @@ class SplitModel:
     def _run(self, acts: Activations, cache: DynamicCache | None) -> Tensor:
         for gate in self._gates:
             gate.open(acts.read)
-        with self._given.holding(acts.hidden), outside():
+        with self._given.holding(acts.hidden), outside(acts.ids, self._embed):
             body = getattr(self._upper, self._upper.base_model_prefix)
-            ids = torch.zeros(acts.hidden.shape[:2], dtype=torch.long, device=acts.hidden.device)
-            return body(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
+            return body(input_ids=acts.ids, past_key_values=cache, use_cache=cache is not None)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the model's logits [n, vocab] for last hidden states [n, hidden_size], only where they are needed."""
