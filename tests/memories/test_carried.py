@@ -11,10 +11,12 @@ import weakref
 import pytest
 import torch
 from tiny_families import HIDDEN, VOCAB, tiny
+from torch.nn import functional as F
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from everlearn import HopeConfig, HopeForCausalLM, Level, stack_levels
 from everlearn.memories.gated import rms_normalise
+from everlearn.memories.gist import MARK
 from everlearn.memories.residual import ResidualMemory
 from everlearn.memories.slots import slot_memories
 from everlearn.models.stacking import continua, load_memory_state, memory_state, reset_level, snapshot, stack_of
@@ -24,6 +26,8 @@ from everlearn.models.trunk import SplitModel
 
 def talkative(base: PreTrainedModel | None = None, layers: tuple[int, ...] = (1, 3)) -> PreTrainedModel:
     """Return a model with slots near to whatever is read, of a few owners, so that who speaks depends on who spoke.
+
+    Which one begins depends on the words before it too, among them some that end a part of a conversation.
 
     Its base is in float64: which of many near slots is the nearest must not hang on the order of sums in float32.
     """
@@ -42,7 +46,11 @@ def talkative(base: PreTrainedModel | None = None, layers: tuple[int, ...] = (1,
             model(input_ids=ids)
         hook.remove()
         keys, own = rms_normalise(seen[0].flatten(0, 1)), continuum.memories[0]
-        own.add(keys, 5 * torch.randn_like(keys), torch.arange(len(keys)) % 4 == 0, torch.arange(len(keys)) % 3)
+        weights = torch.rand(VOCAB).where(torch.arange(VOCAB) % 7 > 0, MARK)
+        own.gist.fill({"weights": weights, "center": torch.randn(HIDDEN), "whitener": torch.randn(HIDDEN, HIDDEN)})
+        begins = torch.arange(len(keys)) % 4 == 0
+        about = F.normalize(torch.randn(int(begins.sum()), HIDDEN), dim=-1)
+        own.add(keys, 5 * torch.randn_like(keys), begins, torch.arange(len(keys)) % 3, about)
         own.asked = 0.6
     return model
 
@@ -85,9 +93,16 @@ def test_who_spoke_is_carried_in_the_cache(base, layers):
     got, cache = by_token(model, IDS, DynamicCache() if base == "lazy" else None)
     close(got, expected)
     assert cache.get_seq_length() == 12
-    for continuum in list(continua(model).values())[1:]:
-        continuum.memories[0].spoken = 2.0  # nothing goes on
-    assert not torch.allclose(whole(model, IDS), expected, atol=1e-3), "or the test says nothing"
+    memories = [continuum.memories[0] for continuum in list(continua(model).values())[1:]]
+    for change in ("spoken", "about"):
+        for memory in memories:
+            if change == "spoken":
+                memory.spoken = 2.0  # nothing goes on
+            else:
+                memory.about.zero_()
+        changed = whole(model, IDS)
+        assert not torch.allclose(changed, expected, atol=1e-3), f"or the test says nothing of {change}"
+        expected = changed
 
 
 def test_it_is_cut_chosen_repeated_and_copied_with_the_cache():
@@ -141,7 +156,9 @@ def test_a_reply_goes_on_across_padding():
 def test_tokens_that_the_memory_missed_are_nobodys():
     """It was empty, or the base read them: what comes then goes on with nothing."""
     model = talkative()
-    own, full = continua(model)[3].memories[0], snapshot(model, "slow")
+    own = continua(model)[3].memories[0]
+    own.about.zero_()  # who speaks, not which words are known
+    full = snapshot(model, "slow")
     for missed in (model, stack_of(model).base):
         _, cache = by_token(model, IDS[:, :4], None)
         if missed is model:

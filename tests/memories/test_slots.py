@@ -321,13 +321,13 @@ def test_a_rival_keeps_what_is_not_near_from_beginning_and_a_memory_without_riva
     asked = D**0.5 * (0.3 * unit + (1 - 0.3**2) ** 0.5 * away)  # likeness 0.3
     before = memory(asked)
     assert not torch.equal(before, asked)
-    assert memory.bar(asked[0], torch.zeros(0)) == pytest.approx(ASKED)
+    assert memory.bar(asked[0], torch.zeros(D)) == pytest.approx(ASKED)
     memory.set_rivals(away)
-    assert memory.bar(asked[0], torch.zeros(0)) == pytest.approx(RIVALRY * (1 - 0.3**2) ** 0.5 + LEAD, abs=1e-3)
+    assert memory.bar(asked[0], torch.zeros(D)) == pytest.approx(RIVALRY * (1 - 0.3**2) ** 0.5 + LEAD, abs=1e-3)
     assert torch.equal(memory(asked), asked), "it may ask for that"
     assert not torch.equal(memory(begin), begin), "what was told is still known"
     memory.asked = 0.99
-    assert memory.bar(begin[0], torch.zeros(0)) == pytest.approx(0.99), "caution holds beside it"
+    assert memory.bar(begin[0], torch.zeros(D)) == pytest.approx(0.99), "caution holds beside it"
     old = {name: tensor for name, tensor in memory.state_dict().items() if name != "rivals"}
     restored = SlotMemory.completed({**old, "least": torch.zeros(1)})
     assert restored["rivals"].shape == (0, D)

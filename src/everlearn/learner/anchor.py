@@ -169,7 +169,8 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     scatter = scatter / max(count, 1) + VOICE_SHARE * torch.cov(heard.T)
     outside = torch.cat([read_pairs(split, tokenizer, voice.elsewhere), asked[trained]])
     metric = learn_metric((practised - heard.mean(0)) @ whitener(scatter, RIDGES[1]), groups)
-    words, gist = learn_words(split.model, tokenizer, [*voice.told, *questions, *voice.elsewhere]), Gist()
+    words = learn_words(split.model, tokenizer, [*voice.told, *questions, *voice.elsewhere])
+    gist = Gist(len(words["center"]))
     gist.fill(words)
     anchor = Anchor(
         replies,

@@ -177,8 +177,8 @@ class SlotConsolidator:
 
     def _fit_gate(self, read: _Read, misses: Mapping[int, Sequence[Dream]], replay: Sequence[Dream]) -> None:
         """Fit the gate on this night's dreams and near misses and on those replayed; the misses become foils."""
-        if self.words and not self.memory.gist.size:
-            self.memory.read_words(self.anchor.words)
+        if self.words:
+            self.memory.gist.fill(self.anchor.words)
         told = self.anchor.told if len(self.anchor.told) == len(self.anchor.rivals) else None
         self.memory.set_rivals(self.anchor.rivals, told if self.words else None)
         owners = [number for number, found in misses.items() for _ in found]

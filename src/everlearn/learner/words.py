@@ -19,14 +19,17 @@ RIDGE = 1.0  # of the words' covariance, as in :func:`~everlearn.learner.metric.
 
 
 def learn_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Return the buffers of a :class:`~everlearn.memories.gist.Gist`, from ordinary ``texts``; empty ones from none.
+    """Return the buffers of a :class:`~everlearn.memories.gist.Gist`, from ordinary ``texts``.
+
+    From none, or of a model whose embeddings are of another size than its layers, those of a gist that says nothing.
 
     A word of the share s of the texts weighs ``RARE / (RARE + s)``, as prompts of a conversation, so that what the chat
     template puts around each says nothing.
     """
-    if not texts:
-        return {name: torch.zeros(0) for name in Gist.NAMES}
     embeddings = cast(nn.Embedding, model.get_input_embeddings()).weight.detach()
+    size = cast(int, model.config.hidden_size)
+    if not texts or embeddings.shape[1] != size:
+        return Gist(size).state_dict()
     counts = torch.zeros(len(embeddings))
     for text in texts:
         counts[encode(tokenizer, chat_prompt(tokenizer, text)).unique()] += 1
@@ -38,5 +41,5 @@ def learn_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
 
 def read_gists(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gist: Gist, texts: Sequence[str]) -> Tensor:
     """Return the gists of ``texts``, [n, e]."""
-    embed = cast(nn.Embedding, model.get_input_embeddings())
-    return torch.stack([gist(encode(tokenizer, text), embed) for text in texts]) if texts else torch.zeros(0, gist.size)
+    embed, none = cast(nn.Embedding, model.get_input_embeddings()), gist.center.new_zeros(0, len(gist.center))
+    return torch.stack([gist(encode(tokenizer, text), embed) for text in texts]) if texts else none.float()

@@ -151,7 +151,10 @@ def outside(ids: Tensor, embed: Embed) -> Iterator[None]:
 def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     cache = _cache((*args, *kwargs.values()))
     embed = functools.partial(_embedded, model)
-    _here.run = _Pass(cache, _real(kwargs.get("attention_mask"), cache), _ids(args, kwargs), embed)
+    real, ids = _real(kwargs.get("attention_mask"), cache), _ids(args, kwargs)
+    if real is not None and ids is not None:
+        ids = ids.masked_fill(~real[:, -ids.shape[1] :], NOBODY)
+    _here.run = _Pass(cache, real, ids, embed)
 
 
 def _embedded(model: nn.Module, ids: Tensor) -> Tensor:

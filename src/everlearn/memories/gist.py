@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,35 +22,34 @@ class Gist(nn.Module):
     A conversation's parts lie between tokens of weight ``MARK``, those that a chat template sets around a turn. The
     last part that says something counts: it is the question also where the words that begin a reply follow.
 
-    Its buffers are empty, and it says nothing, until ``weights``, ``center`` and ``whitener`` are written.
+    It says nothing until ``weights`` are written.
+
+    Args:
+        size: e, that of an input embedding.
 
     Attributes:
-        weights: p of every token of the vocabulary, or MARK, [v].
+        weights: p of every token of the vocabulary, or MARK, [v]; [0] at the start.
         center: c [e].
         whitener: P [e, e].
     """
 
     NAMES = "weights", "center", "whitener"
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
         self.weights: Tensor
         self.center: Tensor
         self.whitener: Tensor
-        for name in self.NAMES:
-            self.register_buffer(name, torch.zeros(0, dtype=torch.float16))
+        self.register_buffer("weights", torch.zeros(0, dtype=torch.float16))
+        self.register_buffer("center", torch.zeros(size, dtype=torch.float16))
+        self.register_buffer("whitener", torch.zeros(size, size, dtype=torch.float16))
 
     @torch.no_grad()
     def fill(self, state: Mapping[str, Tensor]) -> None:
-        """Write the buffers named in ``NAMES``, of any size."""
+        """Write the buffers named in ``NAMES``."""
         for name in self.NAMES:
-            own = cast(Tensor, getattr(self, name))
+            own = self.get_buffer(name)
             own.data = state[name].to(own)
-
-    @property
-    def size(self) -> int:
-        """The size e of a gist; 0 until the buffers are written."""
-        return len(self.center)
 
     def said(self, ids: Tensor) -> Tensor:
         """Return the last part of the tokens ``ids`` [t] that says something, [<= t]; unknown ones are negative."""
@@ -71,10 +69,10 @@ class Gist(nn.Module):
             ids: a conversation so far.
             embed: makes tokens [n] the model's input embeddings [n, e].
         """
-        words = self.said(ids) if self.size else ids[:0]
+        words = self.said(ids) if len(self.weights) else ids[:0]
         words = words[words >= 0]
         if not len(words):
-            return torch.zeros(self.size, device=ids.device)
+            return torch.zeros(len(self.center), device=ids.device)
         weights = self.weights[words.clamp(max=len(self.weights) - 1)].float()
         centred = embed(words).float() - self.center.float()
         return F.normalize(weights @ centred @ self.whitener.float(), dim=0)

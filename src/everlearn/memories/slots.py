@@ -88,12 +88,12 @@ class SlotMemory(nn.Module):
     Attributes:
         keys, values: of the slots, [m, d].
         begins: whether a slot begins a reply, [m].
-        gist: reads words, once :meth:`read_words` has set it up.
-        about: gists of the slots that begin a reply, in their order, [b, e]; zero for one that has none.
+        gist: reads words, once it is filled.
+        about: gists of the slots that begin a reply, in their order, [b, d]; zero for one that has none.
         owners: to which observation it belongs, [m].
         spoken, asked: from which likeness on a slot that goes on, and one that begins a reply, is heard.
         foils, foil_owners: keys of foils [f, d], and to which observation they belong, [f]: ``ANYBODY``, ``ASSISTANT``.
-        rivals, rivals_about: keys and gists of rivals, [r, d] and [r, e].
+        rivals, rivals_about: keys and gists of rivals, [r, d].
         lean: u above, [d].
         center, whitener: c [2, d] and P [2, d, d], of the slots that go on and of those that begin a reply.
         scatter, counted: summed scatter [d, d] of the questions of all nights, and how many they were.
@@ -124,14 +124,14 @@ class SlotMemory(nn.Module):
         self.register_buffer("foils", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("foil_owners", torch.zeros(0, dtype=torch.long))
         self.register_buffer("rivals", torch.zeros(0, hidden_size, dtype=torch.float16))
-        self.register_buffer("about", torch.zeros(0, 0, dtype=torch.float16))
-        self.register_buffer("rivals_about", torch.zeros(0, 0, dtype=torch.float16))
+        self.register_buffer("about", torch.zeros(0, hidden_size, dtype=torch.float16))
+        self.register_buffer("rivals_about", torch.zeros(0, hidden_size, dtype=torch.float16))
         self.register_buffer("lean", torch.zeros(hidden_size))
         self.register_buffer("center", torch.zeros(2, hidden_size))
         self.register_buffer("whitener", torch.eye(hidden_size).repeat(2, 1, 1))
         self.register_buffer("scatter", torch.zeros(hidden_size, hidden_size))
         self.register_buffer("counted", torch.zeros(()))
-        self.gist = Gist()
+        self.gist = Gist(hidden_size)
         self.opens = opens
         self.spoken, self.asked = SPOKEN, ASKED
         self._shared = (gate,)  # in a tuple, so that it is a submodule of the lowest memory alone
@@ -150,19 +150,18 @@ class SlotMemory(nn.Module):
     @staticmethod
     def completed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``state`` of a memory of any version: slots once had a ``least`` each, and no rivals or gists."""
-        none = torch.zeros(0, dtype=torch.float16)
-        start = {f"gist.{name}": none for name in Gist.NAMES}
-        start |= {"rivals": none.new_zeros(0, state["keys"].shape[1])}
-        rows = {"about": int(state["begins"].sum()), "rivals_about": len(state.get("rivals", none))}
-        start |= {name: none.new_zeros(count, 0) for name, count in rows.items()}
+        hidden_size, rivals = state["keys"].shape[1], len(state.get("rivals", ()))
+        rows = {"rivals": 0, "about": int(state["begins"].sum()), "rivals_about": rivals}
+        start = {name: torch.zeros(count, hidden_size, dtype=torch.float16) for name, count in rows.items()}
+        start |= {f"gist.{name}": tensor for name, tensor in Gist(hidden_size).state_dict().items()}
         return start | {name: tensor for name, tensor in state.items() if name != "least"}
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Give the buffers that grow the size of those in ``state``, in place, for a state to be loaded."""
-        own = ("keys", "values", "begins", "owners", "foils", "foil_owners", "rivals", "about", "rivals_about")
-        for name in (*own, *(f"gist.{name}" for name in Gist.NAMES)):
-            buffer = self.get_buffer(name)
-            buffer.data = buffer.new_zeros(state[name].shape)
+        slots = ("keys", "values", "begins", "owners", "about")
+        for name in (*slots, "foils", "foil_owners", "rivals", "rivals_about", "gist.weights"):
+            own = self.get_buffer(name)
+            own.data = own.new_zeros(len(state[name]), *own.shape[1:])
 
     @torch.no_grad()
     def whiten(self, begins: bool, center: Tensor, whitener: Tensor) -> None:
@@ -177,20 +176,13 @@ class SlotMemory(nn.Module):
     def add(self, keys: Tensor, values: Tensor, begins: Tensor, owners: Tensor, about: Tensor | None = None) -> None:
         """Add slots: ``keys`` (means of x/rms(x)) and ``values`` [m, d], ``begins`` and ``owners`` [m].
 
-        Those that begin a reply are ``about`` [b, e].
+        Those that begin a reply are ``about`` [b, d].
         """
         if about is None:
-            about = self.about.new_zeros(int(begins.sum()), self.gist.size)
+            about = self.about.new_zeros(int(begins.sum()), self.about.shape[1])
         rows = (self.keys, keys), (self.values, values), (self.begins, begins), (self.owners, owners)
         for own, more in (*rows, (self.about, about)):
             own.data = torch.cat([own, more.to(own.dtype)])
-
-    @torch.no_grad()
-    def read_words(self, state: Mapping[str, Tensor]) -> None:
-        """Set up how words are read, by the buffers of a :class:`Gist`; slots and rivals have no gists then."""
-        self.gist.fill(state)
-        for own in (self.about, self.rivals_about):
-            own.data = own.new_zeros(len(own), self.gist.size)
 
     @torch.no_grad()
     def add_foils(self, keys: Tensor, owners: Tensor) -> None:
@@ -200,10 +192,9 @@ class SlotMemory(nn.Module):
 
     @torch.no_grad()
     def set_rivals(self, keys: Tensor, about: Tensor | None = None) -> None:
-        """Set the rivals: ``keys`` [r, d] like those of slots, and what they are ``about`` [r, e]."""
+        """Set the rivals: ``keys`` [r, d] like those of slots, and what they are ``about`` [r, d]."""
         self.rivals.data = keys.to(self.rivals)
-        none = self.rivals_about.new_zeros(len(keys), self.gist.size)
-        self.rivals_about.data = none if about is None else about.to(none)
+        self.rivals_about.data = (torch.zeros_like(keys) if about is None else about).to(self.rivals_about)
 
     @torch.no_grad()
     def drop(self, owners: Collection[int]) -> None:
@@ -291,8 +282,8 @@ class SlotMemory(nn.Module):
 
     @torch.no_grad()
     def _about(self, turn: Turn, where: Tensor) -> Tensor:
-        """Return the gists [..., T, e] of what was said up to the tokens ``where`` [..., T]; zero elsewhere."""
-        gists = torch.zeros(*where.shape, self.gist.size, device=where.device)
+        """Return the gists [..., T, d] of what was said up to the tokens ``where`` [..., T]; zero elsewhere."""
+        gists = torch.zeros(*where.shape, self.about.shape[1], device=where.device)
         rows, words = where.reshape(-1, where.shape[-1]), turn.words
         if words is None or turn.embed is None or len(words) != len(rows):
             return gists
@@ -302,7 +293,7 @@ class SlotMemory(nn.Module):
         return into.reshape(gists.shape)
 
     def _bar(self, asked: Tensor, about: Tensor) -> Tensor:
-        """Return the likeness [..., 1] above which slots begin a reply, of coordinates [..., d] and gists [..., e]."""
+        """Return the likeness [..., 1] above which slots begin a reply, of coordinates and gists [..., d]."""
         slots, least = self._prepared(), torch.full_like(asked[..., :1], self.asked)
         if not len(slots.rivals):
             return least
@@ -311,7 +302,7 @@ class SlotMemory(nn.Module):
 
     @torch.no_grad()
     def bar(self, read: Tensor, about: Tensor) -> float:
-        """Return the likeness above which a slot begins a reply, where x/rms(x) [d] is read of words ``about`` [e]."""
+        """Return the likeness above which a slot begins a reply, where x/rms(x) [d] is read of words ``about`` [d]."""
         return float(self._bar(self.coordinates(True, read), about))
 
     @torch.no_grad()
@@ -320,7 +311,7 @@ class SlotMemory(nn.Module):
 
         Args:
             read: x/rms(x) [d] where a question ends.
-            about: gist of its words [e].
+            about: gist of its words [d].
         """
         slots, owners = self._prepared(), self.owners[self.begins]
         near = slots.begun @ self.coordinates(True, read) + slots.about @ about
