@@ -17,7 +17,9 @@ from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import IGNORE, encode_examples
 from everlearn.learner.metric import learn_metric, whitener
 from everlearn.learner.slots import SlotConsolidator
+from everlearn.learner.words import read_gists
 from everlearn.memories.gated import gated_memories
+from everlearn.memories.gist import Gist
 from everlearn.memories.slots import ANYBODY, ASSISTANT, SlotMemory, slot_memories
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import continua, snapshot
@@ -28,6 +30,7 @@ VOICE = tiny_learner.bare_voice(
     practice=(("Where is my house?", "Where do I live?", "What is my house?"), ("Who is my parrot?", "My parrot is?")),
     elsewhere=("Where is the sea?", "Who is the parrot of Otto?"),
     assistant=("Where is your house?",),
+    told=("I live in a small house by the sea.", "My parrot is Otto."),
 )
 DREAMS = {
     number: [Dream(f"My {thing}{end}", f"{name}. Your {thing}.", name) for end in ("?", " is?", " called?", " now?")]
@@ -186,6 +189,31 @@ def test_likeness_of_questions_is_whitened_and_learned_and_each_can_be_left_out(
     plain = [whitener(anchor.scatters[0], RIDGES[0]), whitener(asked, RIDGES[1])] if whiten else [torch.eye(32)] * 2
     torch.testing.assert_close(memory.whitener[0], plain[0])
     torch.testing.assert_close(memory.whitener[1], plain[1] @ learned if metric else plain[1])
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_what_is_told_is_part_of_a_key_and_can_be_left_out(parts, words):
+    model, tokenizer, split, anchor, gate = parts
+    learn(SlotConsolidator(split, tokenizer, gate, anchor, schedule=Schedule(agreement=0.0, recall=0.0), words=words))
+    memory = slots(model)
+    assert bool(len(memory.gist.weights)) == words
+    gist = Gist(32)
+    gist.fill(anchor.words)
+    replies = [DREAMS[number][0].reply for number in memory.owners[memory.begins].tolist()]
+    for held, texts in ((memory.about, replies), (memory.rivals_about, VOICE.told)):
+        expected = read_gists(model, tokenizer, gist, texts) * words
+        torch.testing.assert_close(held.float(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_two_replies_of_one_slot_are_about_both(parts):
+    dreams = [Dream("My house?", f"Small{end}", "Small") for end in (". Your house.", " by the sea.")]
+    model, tokenizer, _, anchor, _ = parts
+    learn(consolidator(parts), {0: [*dreams, *dreams]})
+    gist = Gist(32)
+    gist.fill(anchor.words)
+    both = read_gists(model, tokenizer, gist, [dream.reply for dream in dreams]).sum(0)
+    assert len(slots(model).about) == 1
+    torch.testing.assert_close(slots(model).about[0].float(), both / both.norm(), atol=2e-3, rtol=2e-3)
 
 
 def test_near_misses_push_the_gate(parts):

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument
+from everlearn.memories.carried import outside
 from everlearn.memories.gated import Gate, GatedMemory, rms_normalise
 from everlearn.memories.slots import (
+    ABOUT,
     ANYBODY,
     ASKED,
     ASSISTANT,
@@ -39,7 +41,8 @@ from everlearn.models.stacking import (
 )
 from everlearn.models.trunk import SplitModel
 
-D = 16
+D, V = 16, 20
+TABLE = torch.randn(V, D, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture
@@ -61,8 +64,9 @@ def test_without_slots_it_is_the_identity(memory):
     assert torch.equal(memory(x), x)
 
 
+@pytest.mark.parametrize("gists", [False, True])
 @pytest.mark.parametrize("foils", [False, True])
-def test_a_read_is_the_softmax_of_the_definition(memory, foils):
+def test_a_read_is_the_softmax_of_the_definition(memory, foils, gists):
     """Against the definition, term by term, in float64."""
     add(memory, 5, True)
     add(memory, 4, False)
@@ -76,6 +80,11 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
         memory.add_foils(torch.randn(3, D), torch.zeros(3))
         memory.set_rivals(torch.cat([memory.keys[1:3].float(), torch.randn(2, D)]))
     memory.owners.copy_(torch.tensor([1, 1, 2, 2, 3, 1, 1, 2, 3]))
+    if gists:
+        words = {"weights": torch.ones(V), "center": torch.zeros(D), "whitener": torch.eye(D)}
+        memory.gist.fill(words)
+        memory.about.copy_(F.normalize(torch.randn(5, D), dim=-1))
+        memory.rivals_about.copy_(F.normalize(torch.randn(len(memory.rivals), D), dim=-1))
     least = 0.45 if foils else 0.6  # in few dimensions much is alike
     memory.asked, memory.spoken = least, 0.5
     order = [0, 5, 6, 7, 2, 7, 5, 4, 8, 8, 9, 1, 9, 6]  # some go on behind their own, some behind another's, some alone
@@ -83,24 +92,27 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
     places = (
         places + 0.05 * torch.randn(len(order), D) + torch.randn(len(order), D) * (torch.tensor(order) == 9)[:, None]
     )
+    ids = torch.randint(0, V, (1, len(order)))
     speaker, spoke = None, 0
     for at, x in enumerate(places):
+        about = F.normalize(TABLE[ids[0, : at + 1]].sum(0), dim=0).double() * ABOUT * gists
         unit = x.double() / x.double().pow(2).mean().add(1e-5).sqrt()
         gate, bar = float(bias + memory.lean.double() @ unit), least
         if foils:
             P, c = memory.whitener[1].double(), memory.center[1].double()
             here = F.normalize((unit - c) @ P, dim=0)
-            begins, others, rival = (
-                max(float(here @ F.normalize((key.double() - c) @ P, dim=0)) for key in keys)
-                for keys in (memory.keys[memory.begins], memory.foils, memory.rivals)
-            )
-            bar = max(bar, RIVALRY * rival + LEAD)
+            alike = lambda keys: [float(here @ F.normalize((key.double() - c) @ P, dim=0)) for key in keys]  # noqa: E731, B023
+            begins, others = max(alike(memory.keys[memory.begins])), max(alike(memory.foils))
+            rivals = zip(alike(memory.rivals), memory.rivals_about.double())
+            bar = max(bar, RIVALRY * max(near + float(own @ about) for near, own in rivals) + LEAD)
             gate += min(TRUST * (begins - others), LITERAL_MOST if begins > LITERAL else TRUST_MOST)
         gate = min(max(gate, 0.0), 1.0)
         near = []
         for index, (key, begins) in enumerate(zip(memory.keys.double(), memory.begins.tolist())):
             P, c = memory.whitener[int(begins)].double(), memory.center[int(begins)].double()
             likeness = F.normalize((unit - c) @ P, dim=0) @ F.normalize((key - c) @ P, dim=0)
+            if begins:
+                likeness = likeness + memory.about[int(memory.begins[:index].sum())].double() @ about
             over, owner = float(likeness) - (bar if begins else 0.5), int(memory.owners[index])
             if over > 0 and (gate > 0 if begins else owner == speaker):
                 near.append((over, owner, (gate if begins else 1.0) * memory.values[index].double()))
@@ -108,7 +120,8 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils):
         shares = [(math.exp(SHARPNESS * over), value) for over, owner, value in near if owner == speaker]
         total = 1 + sum(share for share, _ in shares)
         expected = sum((share * value for share, value in shares), torch.zeros(D, dtype=torch.float64)) / total
-        got = memory.delta(places[: at + 1][None])[0, -1]
+        with outside(ids[:, : at + 1], lambda tokens: TABLE[tokens]):
+            got = memory.delta(places[: at + 1][None])[0, -1]
         torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-4)
         spoke += speaker is not None
     assert 3 < spoke < len(order), "or the test says nothing"
@@ -191,13 +204,19 @@ def fill(memory: SlotMemory, seed: int) -> None:
 
 
 def test_a_memory_of_an_earlier_version_is_loaded():
-    """Which had a least likeness for each slot."""
+    """Which had a least likeness for each slot, and knew nothing of rivals and words."""
     model, other = stacked(), stacked()
     fill(slots(model), 1)
+    slots(model).set_rivals(torch.randn(2, HIDDEN))
     state = {**memory_state(model, "slow"), "3.slow.least": torch.full((21,), 0.7)}
+    state = {name: tensor for name, tensor in state.items() if "about" not in name and ".gist." not in name}
     load_memory(other, memory_bytes(model, level="slow", state=state))
     assert memory_state(other).keys() == memory_state(model).keys()
     assert torch.equal(slots(other).keys, slots(model).keys)
+    assert torch.equal(slots(other).about, torch.zeros(21, HIDDEN).half())
+    assert torch.equal(slots(other).rivals_about, torch.zeros(2, HIDDEN).half())
+    fill(slots(other), 2)
+    assert len(slots(other).about) == len(slots(other)) == 43, "and goes on"
 
 
 def test_a_stack_grows_is_saved_loaded_and_reset():
@@ -332,3 +351,31 @@ def test_a_rival_keeps_what_is_not_near_from_beginning_and_a_memory_without_riva
     restored = SlotMemory.completed({**old, "least": torch.zeros(1)})
     assert restored["rivals"].shape == (0, D)
     assert "least" not in restored
+
+
+def test_a_question_is_also_like_what_shares_its_words(memory):
+    add(memory, 2, True)
+    memory.owners.copy_(torch.tensor([1, 2]))
+    memory.gist.fill({"weights": torch.ones(V), "center": torch.zeros(D), "whitener": torch.eye(D)})
+    question = torch.tensor([[3, 4]])
+    about = memory.gist(question[0], lambda tokens: TABLE[tokens])
+    memory.about[1] = about
+    read = rms_normalise(torch.randn(D))
+    plain, beside = memory.likeness(read, torch.zeros(D)), memory.likeness(read, about)
+    assert beside[1] == pytest.approx(plain[1])
+    assert beside[2] == pytest.approx(plain[2] + ABOUT, abs=1e-3)
+    memory.asked = (max(plain.values()) + beside[2]) / 2
+    assert plain[1] < memory.asked, "or the test says nothing"
+    x = read[None, None].expand(1, 2, D)
+
+    def added(ids: torch.Tensor) -> bool:
+        with outside(ids, lambda tokens: TABLE[tokens]):
+            return bool(memory.delta(x)[0, -1].any())
+
+    assert added(question)
+    assert not added(torch.tensor([[8, 9]]))
+    assert not memory.delta(x).any(), "outside of a model no words are known"
+    memory.drop([1])
+    assert added(question), "a gist stays with its slot"
+    memory.drop([2])
+    assert memory.about.shape == (0, D)
