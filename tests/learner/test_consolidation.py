@@ -8,7 +8,7 @@ import torch
 
 from everlearn import Level, stack_levels
 from everlearn.errors import InvalidArgument, SleepRejected
-from everlearn.learner.anchor import fit_gate, load_anchor, read_at_end, shared_start, tells_something
+from everlearn.learner.anchor import VERSION, fit_gate, load_anchor, read_at_end, shared_start, tells_something
 from everlearn.learner.consolidation import Consolidator, Schedule, SelfStudyObjective
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import IGNORE, encode_examples, run_trunk
@@ -192,7 +192,7 @@ def test_anchor_cache_is_used_and_mended(parts, tmp_path):
     _, tokenizer, split, anchor, _ = parts
     again = load_anchor(split, tokenizer, VOICE, "key")
     assert torch.equal(again.teacher, anchor.teacher)
-    file = tmp_path / "cache" / "anchors" / "key.safetensors"
+    file = tmp_path / "cache" / "anchors" / f"key-{VERSION}.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     mended = load_anchor(split, tokenizer, VOICE, "key")
     assert torch.equal(mended.activations.hidden, anchor.activations.hidden)

@@ -234,9 +234,9 @@ def test_what_is_to_be_remembered_is_dreamt_of_whole(learner):
     }
 
 
-@pytest.mark.parametrize("caution", [1.5, "high", True])
-def test_caution_is_a_cosine_of_slots(learner, caution):
-    with pytest.raises(InvalidArgument, match=r"caution: got .*expected a cosine from -1 to 1"):
+@pytest.mark.parametrize("caution", [1.31, "high", True])
+def test_caution_is_a_likeness_of_slots(learner, caution):
+    with pytest.raises(InvalidArgument, match=r"caution: got .*expected a likeness from -1.3 to 1.3"):
         learner(caution=caution)
     with pytest.raises(InvalidArgument, match=r"caution: got 0.3, .*a layout of slots"):
         learner("trained", caution=0.3, layout=Layout(width=4))

@@ -200,9 +200,32 @@ def test_what_is_told_is_part_of_a_key_and_can_be_left_out(parts, words):
     gist = Gist(32)
     gist.fill(anchor.words)
     replies = [DREAMS[number][0].reply for number in memory.owners[memory.begins].tolist()]
-    for held, texts in ((memory.about, replies), (memory.rivals_about, VOICE.told)):
-        expected = read_gists(model, tokenizer, gist, texts) * words
-        torch.testing.assert_close(held.float(), expected, atol=2e-3, rtol=2e-3)
+    about = torch.nn.functional.normalize(read_gists(model, tokenizer, gist, replies), dim=-1) * words
+    torch.testing.assert_close(memory.about.float(), about, atol=2e-3, rtol=2e-3)
+    about = read_gists(model, tokenizer, gist, VOICE.told) * words
+    torch.testing.assert_close(memory.rivals_about.float(), about, atol=2e-3, rtol=2e-3)
+
+
+def test_a_memory_that_was_begun_without_gists_goes_on_without(parts):
+    """Its slots would be compared with rivals, and with new slots, that have what they lack."""
+    _, tokenizer, split, anchor, gate = parts
+    schedule = Schedule(agreement=0.0, recall=0.0)
+    learn(SlotConsolidator(split, tokenizer, gate, anchor, schedule=schedule, words=False), {0: DREAMS[0]})
+    learn(consolidator(parts), {1: DREAMS[1]}, replay=DREAMS[0])
+    memory = slots(parts[0])
+    assert len(memory.about) == 2
+    assert not memory.about.any()
+    assert not memory.rivals_about.any()
+    assert not len(memory.gist.weights)
+
+
+def test_practice_has_a_text_told_for_each_group_or_none(parts):
+    _, tokenizer, split, anchor, _ = parts
+    with pytest.raises(InvalidArgument, match="told: got 1 texts, expected none or one for each of 2"):
+        load_anchor(split, tokenizer, replace(VOICE, told=("I live here.",)), "other")
+    fresh = load_anchor(split, tokenizer, replace(VOICE, told=()), "third")
+    assert fresh.told.shape == anchor.told.shape
+    assert not fresh.told.any()
 
 
 def test_two_replies_of_one_slot_are_about_both(parts):

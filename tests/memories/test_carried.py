@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from everlearn import HopeConfig, HopeForCausalLM, Level, stack_levels
+from everlearn.memories import carried
 from everlearn.memories.gated import rms_normalise
 from everlearn.memories.gist import MARK
 from everlearn.memories.residual import ResidualMemory
@@ -47,7 +48,8 @@ def talkative(base: PreTrainedModel | None = None, layers: tuple[int, ...] = (1,
         hook.remove()
         keys, own = rms_normalise(seen[0].flatten(0, 1)), continuum.memories[0]
         weights = torch.rand(VOCAB).where(torch.arange(VOCAB) % 7 > 0, MARK)
-        own.gist.fill({"weights": weights, "center": torch.randn(HIDDEN), "whitener": torch.randn(HIDDEN, HIDDEN)})
+        spread = {"center": torch.randn(HIDDEN), "whitener": torch.randn(HIDDEN, HIDDEN)}
+        own.gist.fill({"weights": weights, **spread, "behind": torch.tensor(1)})
         begins = torch.arange(len(keys)) % 4 == 0
         about = F.normalize(torch.randn(int(begins.sum()), HIDDEN), dim=-1)
         own.add(keys, 5 * torch.randn_like(keys), begins, torch.arange(len(keys)) % 3, about)
@@ -257,3 +259,28 @@ def test_generation_is_that_of_whole_passes(how):
     with torch.no_grad():
         best = model(input_ids=made, use_cache=False).logits.argmax(-1)
     assert torch.equal(made[:, 5:], best[:, 4:-1])
+
+
+def test_the_upper_half_reads_the_same_words():
+    model = talkative()
+    split = SplitModel(model)
+    with torch.no_grad():
+        expected = model(input_ids=IDS, output_hidden_states=True).hidden_states[-1]
+        close(split.upper(split.trunk(IDS)), expected)
+
+
+def test_embeddings_in_place_of_tokens_have_no_words():
+    model = talkative()
+    with torch.no_grad():
+        got = model(inputs_embeds=model.get_input_embeddings()(IDS)).logits
+        for continuum in list(continua(model).values())[1:]:
+            continuum.memories[0].about.zero_()
+        close(got, whole(model, IDS))
+
+
+def test_a_window_that_moves_hides_no_words():
+    """A mask of fewer keys than there were tokens, of a static cache with a sliding window, tells no padding."""
+    mask, cache = torch.ones(2, 1, 1, 8, dtype=torch.bool), DynamicCache()
+    cache.update(torch.zeros(2, 1, 9, 4), torch.zeros(2, 1, 9, 4), 0)
+    assert carried._real(mask, cache) is None
+    assert carried._real(torch.ones(2, 1, 1, 10, dtype=torch.bool), cache).tolist() == [[True], [True]]

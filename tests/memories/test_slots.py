@@ -81,7 +81,12 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils, gists):
         memory.set_rivals(torch.cat([memory.keys[1:3].float(), torch.randn(2, D)]))
     memory.owners.copy_(torch.tensor([1, 1, 2, 2, 3, 1, 1, 2, 3]))
     if gists:
-        words = {"weights": torch.ones(V), "center": torch.zeros(D), "whitener": torch.eye(D)}
+        words = {
+            "weights": torch.ones(V),
+            "center": torch.zeros(D),
+            "whitener": torch.eye(D),
+            "behind": torch.tensor(0),
+        }
         memory.gist.fill(words)
         memory.about.copy_(F.normalize(torch.randn(5, D), dim=-1))
         memory.rivals_about.copy_(F.normalize(torch.randn(len(memory.rivals), D), dim=-1))
@@ -356,9 +361,11 @@ def test_a_rival_keeps_what_is_not_near_from_beginning_and_a_memory_without_riva
 def test_a_question_is_also_like_what_shares_its_words(memory):
     add(memory, 2, True)
     memory.owners.copy_(torch.tensor([1, 2]))
-    memory.gist.fill({"weights": torch.ones(V), "center": torch.zeros(D), "whitener": torch.eye(D)})
+    memory.gist.fill(
+        {"weights": torch.ones(V), "center": torch.zeros(D), "whitener": torch.eye(D), "behind": torch.tensor(0)}
+    )
     question = torch.tensor([[3, 4]])
-    about = memory.gist(question[0], lambda tokens: TABLE[tokens])
+    about = memory.gist([question[0]], lambda tokens: TABLE[tokens])[0]
     memory.about[1] = about
     read = rms_normalise(torch.randn(D))
     plain, beside = memory.likeness(read, torch.zeros(D)), memory.likeness(read, about)

@@ -62,8 +62,8 @@ CautionOption = Annotated[
     float | None,
     typer.Option(
         "--caution",
-        min=-1,
-        max=1,
+        min=-1.3,
+        max=1.3,
         show_default=False,
         help="How like a question must be to what it dreamt for the memory to answer: with 0.15, the default, it tries"
         " most questions about your life, with 0.35 those that it knows well.",

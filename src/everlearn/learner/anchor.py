@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from everlearn.errors import StoreError
+from everlearn.errors import InvalidArgument, StoreError
 from everlearn.learner.examples import IGNORE, Examples, encode_examples, run_trunk
 from everlearn.learner.metric import learn_metric, whitener
 from everlearn.learner.voice import Voice
@@ -42,6 +42,7 @@ KEPT = [
     "metric",
     "told",
 ]
+VERSION = 2  # of what is cached
 HELD_OUT = 4  # one in so many replies is never trained on, only checked
 GATE_DECAY = 0.03  # weight decay of the gate's logistic regression
 GATE_SHIFT = 0.5  # g = clamp(logit + shift, 0, 1): half open where the two sides are equally likely
@@ -138,8 +139,12 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
 
     The base's last hidden states are taken from ``split`` itself, so its memory must be closed or untouched.
     """
+    if voice.told and len(voice.told) != len(voice.practice):
+        raise InvalidArgument(
+            f"told: got {len(voice.told)} texts, expected none or one for each of {len(voice.practice)}"
+        )
     replies = encode_examples(tokenizer, [*voice.general, *voice.others])
-    path = cache_dir() / "anchors" / f"{key}.safetensors"
+    path = cache_dir() / "anchors" / f"{key}-{VERSION}.safetensors"
     if path.is_file():
         try:
             kept = load_file(path)
@@ -190,7 +195,7 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
         centers=torch.stack([above.mean(0), heard.mean(0)]),
         scatters=torch.stack([torch.cov(above.T), scatter]),
         metric=metric,
-        told=read_gists(split.model, tokenizer, gist, voice.told),
+        told=read_gists(split.model, tokenizer, gist, voice.told or [""] * len(voice.practice)),
         words=words,
     )
     tensors = {"ids": replies.ids, "hidden": acts.hidden, "read": acts.read}

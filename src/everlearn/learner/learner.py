@@ -110,8 +110,8 @@ class Learner:
             tokenizer: of a model given as an object.
             create: whether to make the folder.
             parts: ``levels`` (faster levels, each with a period; they live for the day), ``layout``, ``caution`` (the
-                least likeness, a cosine, of a question to a dreamt one for the memory to answer: with .15, the
-                default, it tries most questions about the user's life, with .35 those that it knows well), ``seed``,
+                least likeness of a question to a dreamt one for the memory to answer, up to 1.3: with .15, the default,
+                it tries most questions about the user's life, with .35 those that it knows well), ``seed``,
                 ``dreamer``, ``selector``, ``schedule``, ``consolidator``, ``voice``, ``progress``; with a ``layout``
                 that is trained by gradient also ``objective`` and ``optimizer``.
 

@@ -35,7 +35,8 @@ class Reminder:
 
     Attributes:
         observation: what was told.
-        likeness: of the question to those dreamt of it, a cosine in the memory's coordinates.
+        likeness: of the question to those dreamt of it, a cosine in the memory's coordinates, and .3 of that of its
+            words with those of the reply.
         heard: whether it speaks where the reply begins: the gate is open there, and no other is as like.
     """
 

@@ -177,10 +177,9 @@ class SlotConsolidator:
 
     def _fit_gate(self, read: _Read, misses: Mapping[int, Sequence[Dream]], replay: Sequence[Dream]) -> None:
         """Fit the gate on this night's dreams and near misses and on those replayed; the misses become foils."""
-        if self.words:
+        if self.words and not len(self.memory):  # one that was begun without gists goes on without
             self.memory.gist.fill(self.anchor.words)
-        told = self.anchor.told if len(self.anchor.told) == len(self.anchor.rivals) else None
-        self.memory.set_rivals(self.anchor.rivals, told if self.words else None)
+        self.memory.set_rivals(self.anchor.rivals, self.anchor.told if len(self.memory.gist.weights) else None)
         owners = [number for number, found in misses.items() for _ in found]
         near = self._asked([dream for found in misses.values() for dream in found])
         self.memory.add_foils(near.chunk(2, -1)[1], torch.tensor(owners))
@@ -242,10 +241,9 @@ class SlotConsolidator:
 
     def _about(self, examples: Examples, places: Sequence[tuple[int, int]]) -> Tensor:
         """Return the mean gist [e] of the replies that begin at ``places`` (row, position), a unit vector."""
-        replies = {tuple(row[row >= 0].tolist()) for row in (examples.targets[row] for row, _ in places)}
+        replies = {tuple(row[row >= 0].tolist()) for row in (examples.targets[row] for row, _ in places)} - {()}
         embed = cast(nn.Embedding, self.split.model.get_input_embeddings())
-        gists = [self.memory.gist(torch.tensor(reply), embed) for reply in sorted(replies) if reply]
-        return F.normalize(torch.stack(gists).sum(0), dim=0)
+        return F.normalize(self.memory.gist([torch.tensor(reply) for reply in sorted(replies)], embed).sum(0), dim=0)
 
     def _values(self, read: _Read, places: Sequence[tuple[int, int]], tokens: Tensor, progress: Progress) -> Tensor:
         """Return for each place (row, position) what must be added there to make its token the likeliest, [m, d]."""

@@ -18,7 +18,7 @@ from everlearn.learner.voice import Voice, load_voice
 from everlearn.levels import Level
 from everlearn.memories.gated import Gate, GatedMemory, gated_memories
 from everlearn.memories.residual import ResidualMemory
-from everlearn.memories.slots import SlotMemory, slot_memories
+from everlearn.memories.slots import LIKEST, SlotMemory, slot_memories
 from everlearn.models.memory_file import fingerprint, load_memory, memory_bytes
 from everlearn.models.stacking import continua, is_stacked, memory_state, reset_level, stack_levels
 from everlearn.models.structure import find_decoder
@@ -132,10 +132,12 @@ class Weights:
         return [memory for memory in memories if isinstance(memory, SlotMemory)]
 
     def be_cautious(self, least: float) -> None:
-        """Let no slot begin a reply where a question is less like those dreamt than the cosine ``least``."""
+        """Let no slot begin a reply where a question is less like those dreamt than ``least``."""
         number = isinstance(least, int | float) and not isinstance(least, bool)
-        if not number or not -1 <= least <= 1 or not self.slots:
-            raise InvalidArgument(f"caution: got {least!r}, expected a cosine from -1 to 1, and a layout of slots")
+        if not number or not -LIKEST <= least <= LIKEST or not self.slots:
+            raise InvalidArgument(
+                f"caution: got {least!r}, expected a likeness from {-LIKEST} to {LIKEST}, and a layout of slots"
+            )
         for memory in self.slots:
             memory.asked = float(least)
 
@@ -145,7 +147,7 @@ class Weights:
             raise InvalidArgument("layout: got one that is trained by gradient, expected slots, which have owners")
         memory, ids = self.slots[-1], encode(self.tokenizer, chat_prompt(self.tokenizer, question))
         below, above = read_pairs(self.split, self.tokenizer, [question])[0].to(memory.lean.dtype).chunk(2)
-        about = memory.gist(ids, cast(nn.Embedding, self.base.get_input_embeddings()))
+        about = memory.gist([memory.gist.asked(ids)], cast(nn.Embedding, self.base.get_input_embeddings()))[0]
         likeness = memory.likeness(above, about)
         nearest = max(likeness, key=likeness.__getitem__, default=None)
         if (

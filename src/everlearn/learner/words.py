@@ -15,6 +15,7 @@ from everlearn.learner.sampling import encode
 from everlearn.memories.gist import MARK, Gist
 
 RARE = 0.01  # share of texts that have a word which counts half
+ASKED = "anything"  # to see what the chat template puts behind it
 RIDGE = 1.0  # of the words' covariance, as in :func:`~everlearn.learner.metric.whitener`
 
 
@@ -24,22 +25,43 @@ def learn_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
     From none, or of a model whose embeddings are of another size than its layers, those of a gist that says nothing.
 
     A word of the share s of the texts weighs ``RARE / (RARE + s)``, as prompts of a conversation, so that what the chat
-    template puts around each says nothing.
+    template puts around each says nothing. Special tokens end a part of a conversation, but for that of the unknown.
     """
-    embeddings = cast(nn.Embedding, model.get_input_embeddings()).weight.detach()
-    size = cast(int, model.config.hidden_size)
-    if not texts or embeddings.shape[1] != size:
+    embed, size = _embedding(model), cast(int, model.config.get_text_config().hidden_size)
+    if not texts or embed.weight.shape[1] != size:
         return Gist(size).state_dict()
-    counts = torch.zeros(len(embeddings))
+    counts = torch.zeros(len(embed.weight))
     for text in texts:
         counts[encode(tokenizer, chat_prompt(tokenizer, text)).unique()] += 1
     weights = RARE / (RARE + (counts + 0.5) / len(texts))
-    weights[torch.tensor([number for number in tokenizer.all_special_ids if number < len(weights)])] = MARK
-    words = embeddings[torch.cat([encode(tokenizer, text) for text in texts])].float()
-    return {"weights": weights, "center": words.mean(0), "whitener": whitener(torch.cov(words.T), RIDGE)}
+    marks = _marks(tokenizer)
+    weights[[number for number in marks if number < len(weights)]] = MARK
+    words = embed(torch.cat([encode(tokenizer, text) for text in texts])).detach().float()
+    return {
+        "weights": weights,
+        "center": words.mean(0),
+        "whitener": whitener(torch.cov(words.T), RIDGE),
+        "behind": torch.tensor(_marks_behind(tokenizer, marks)),
+    }
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the special tokens, also those that have no name, like those around a header."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.update(tokenizer.all_special_ids)
+    return {number for number in special if number != tokenizer.unk_token_id or number == tokenizer.eos_token_id}
+
+
+def _marks_behind(tokenizer: PreTrainedTokenizerBase, marks: set[int]) -> int:
+    """Return how many of ``marks`` stand between what is asked and its reply."""
+    closing = chat_prompt(tokenizer, ASKED).rpartition(ASKED)[2]
+    return sum(number in marks for number in encode(tokenizer, closing).tolist())
 
 
 def read_gists(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gist: Gist, texts: Sequence[str]) -> Tensor:
     """Return the gists of ``texts``, [n, e]."""
-    embed, none = cast(nn.Embedding, model.get_input_embeddings()), gist.center.new_zeros(0, len(gist.center))
-    return torch.stack([gist(encode(tokenizer, text), embed) for text in texts]) if texts else none.float()
+    return gist([encode(tokenizer, text) for text in texts], _embedding(model))
+
+
+def _embedding(model: PreTrainedModel) -> nn.Embedding:
+    return cast(nn.Embedding, model.get_input_embeddings())

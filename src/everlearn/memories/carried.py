@@ -158,7 +158,8 @@ def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
 
 
 def _embedded(model: nn.Module, ids: Tensor) -> Tensor:
-    return cast(nn.Module, cast(PreTrainedModel, model).get_input_embeddings())(ids)
+    embedding = cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
+    return embedding(ids.to(embedding.weight.device))
 
 
 def _ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -179,8 +180,10 @@ def _real(mask: Any, cache: Cache | None) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
         return None
     if mask.ndim == 4:
-        seen = int(cache.get_seq_length()) if cache is not None else 0
-        mask = mask[:, 0, -1, seen : seen + mask.shape[2]]
+        seen, time = int(cache.get_seq_length()) if cache is not None else 0, mask.shape[2]
+        if mask.shape[3] < seen + time:  # a window that moves: what it has left is not known to be padding
+            return None
+        mask = mask[:, 0, -1, seen : seen + time]
         return mask if mask.dtype == torch.bool else mask == 0
     return mask.bool()
 

@@ -26,6 +26,7 @@ SHARPNESS = 100.0  # of the competition between slots, in units of cosine
 SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those of its own owner compete
 ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
 ABOUT = 0.3  # weight of the cosine of two gists in a likeness, beside that of what was read
+LIKEST = 1.0 + ABOUT
 RIVALRY, LEAD = 0.5, 0.03  # and above that share of the likeness to the nearest rival: it may ask for that, never told
 
 
@@ -282,15 +283,15 @@ class SlotMemory(nn.Module):
 
     @torch.no_grad()
     def _about(self, turn: Turn, where: Tensor) -> Tensor:
-        """Return the gists [..., T, d] of what was said up to the tokens ``where`` [..., T]; zero elsewhere."""
+        """Return the gists [..., T, d] of what was asked, at the tokens ``where`` [..., T]; zero elsewhere."""
         gists = torch.zeros(*where.shape, self.about.shape[1], device=where.device)
         rows, words = where.reshape(-1, where.shape[-1]), turn.words
-        if words is None or turn.embed is None or len(words) != len(rows):
+        if not len(self.gist.weights) or words is None or turn.embed is None or len(words) != len(rows):
             return gists
-        into, before = gists.reshape(*rows.shape, -1), words.shape[1] - rows.shape[1]
-        for row, time in rows.nonzero().tolist():
-            into[row, time] = self.gist(words[row, : before + time + 1], turn.embed)
-        return into.reshape(gists.shape)
+        before, places = words.shape[1] - rows.shape[1], rows.nonzero()
+        texts = [self.gist.asked(words[row, : before + time + 1]) for row, time in places.tolist()]
+        gists.view(*rows.shape, -1)[tuple(places.T)] = self.gist(texts, turn.embed)
+        return gists
 
     def _bar(self, asked: Tensor, about: Tensor) -> Tensor:
         """Return the likeness [..., 1] above which slots begin a reply, of coordinates and gists [..., d]."""
