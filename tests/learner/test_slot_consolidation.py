@@ -228,13 +228,14 @@ def test_practice_has_a_text_told_for_each_group_or_none(parts):
     assert not fresh.told.any()
 
 
-def test_two_replies_of_one_slot_are_about_both(parts):
+def test_a_slot_is_about_all_its_replies_and_their_echoes(parts):
     dreams = [Dream("My house?", f"Small{end}", "Small") for end in (". Your house.", " by the sea.")]
+    echo = Dream("I live in what by the sea?", dreams[1].reply, "Small", echo=True)
     model, tokenizer, _, anchor, _ = parts
-    learn(consolidator(parts), {0: [*dreams, *dreams]})
+    learn(consolidator(parts), {0: [*dreams, *dreams, echo, echo]})
     gist = Gist(32)
     gist.fill(anchor.words)
-    both = read_gists(model, tokenizer, gist, [dream.reply for dream in dreams]).sum(0)
+    both = read_gists(model, tokenizer, gist, [dreams[0].reply, f"{dreams[1].reply} {echo.question}"]).sum(0)
     assert len(slots(model).about) == 1
     torch.testing.assert_close(slots(model).about[0].float(), both / both.norm(), atol=2e-3, rtol=2e-3)
 

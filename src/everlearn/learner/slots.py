@@ -19,6 +19,7 @@ from everlearn.learner.consolidation import Check, Progress, Report, Schedule, h
 from everlearn.learner.dreams import Dream
 from everlearn.learner.examples import Examples, encode_examples, run_trunk
 from everlearn.learner.metric import whitener
+from everlearn.learner.words import read_gists
 from everlearn.memories.gated import Gate
 from everlearn.memories.slots import ANYBODY, ASKED, ASSISTANT, SlotMemory
 from everlearn.models.trunk import Activations, SplitModel
@@ -236,14 +237,17 @@ class SlotConsolidator:
         spoken = [next((p for p in found if examples.targets[p] >= 0), found[0]) for found in places.values()]
         values = self._values(read, spoken, torch.tensor(list(tokens.values())), progress)
         begins = torch.tensor([reply == "" for _, reply, _ in places])
-        about = [self._about(examples, found) for (_, reply, _), found in places.items() if reply == ""]
+        about = [self._about([dreams[row] for row, _ in found]) for (_, said, _), found in places.items() if not said]
         self.memory.add(keys, values, begins, torch.tensor([owner for owner, _, _ in places]), torch.stack(about))
 
-    def _about(self, examples: Examples, places: Sequence[tuple[int, int]]) -> Tensor:
-        """Return the mean gist [e] of the replies that begin at ``places`` (row, position), a unit vector."""
-        replies = {tuple(row[row >= 0].tolist()) for row in (examples.targets[row] for row, _ in places)} - {()}
-        embed = cast(nn.Embedding, self.split.model.get_input_embeddings())
-        return F.normalize(self.memory.gist([torch.tensor(reply) for reply in sorted(replies)], embed).sum(0), dim=0)
+    def _about(self, dreams: Sequence[Dream]) -> Tensor:
+        """Return the gist [d], a unit vector, of what the dreams of a slot tell: their replies, each with its echo.
+
+        A reply may be the answer alone, an echo is the passage without it.
+        """
+        told = {dream.reply: "" for dream in dreams} | {dream.reply: dream.question for dream in dreams if dream.echo}
+        texts = [f"{reply} {echo}".strip() for reply, echo in told.items()]
+        return F.normalize(read_gists(self.split.model, self.tokenizer, self.memory.gist, texts).sum(0), dim=0)
 
     def _values(self, read: _Read, places: Sequence[tuple[int, int]], tokens: Tensor, progress: Progress) -> Tensor:
         """Return for each place (row, position) what must be added there to make its token the likeliest, [m, d]."""
