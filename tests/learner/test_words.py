@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -15,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from everlearn.learner.metric import whitener
 from everlearn.learner.sampling import encode
-from everlearn.learner.words import RARE, RIDGE, _embedding, learn_words, read_gists
+from everlearn.learner.words import RARE, RIDGE, learn_words, read_gists
+from everlearn.memories.carried import embedded
 from everlearn.memories.gist import MARK, Gist
 from everlearn.models.hub import load_model
 
@@ -59,7 +61,10 @@ def test_the_question_counts_and_not_what_the_template_puts_around_it(parts):
         encode(tokenizer, "user: hello<end>assistant: Where?<end>user: Where is Otto?<end>assistant: Hm")
     )
     assert tokenizer.decode(asked) == "user: Where is Otto?"
-    (alone,), (within,) = read_gists(model, tokenizer, gist, ["Where is Otto?"]), gist([asked], _embedding(model))
+    (alone,), (within,) = (
+        read_gists(model, tokenizer, gist, ["Where is Otto?"]),
+        gist([asked], functools.partial(embedded, model)),
+    )
     assert alone @ within > 0.99
     assert alone.norm() == pytest.approx(1.0)
     assert read_gists(model, tokenizer, gist, []).shape == (0, model.config.hidden_size)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.errors import InvalidArgument
@@ -16,6 +16,7 @@ from everlearn.learner.chat import chat_prompt
 from everlearn.learner.sampling import encode
 from everlearn.learner.voice import Voice, load_voice
 from everlearn.levels import Level
+from everlearn.memories.carried import embedded
 from everlearn.memories.gated import Gate, GatedMemory, gated_memories
 from everlearn.memories.residual import ResidualMemory
 from everlearn.memories.slots import LIKEST, SlotMemory, slot_memories
@@ -147,7 +148,7 @@ class Weights:
             raise InvalidArgument("layout: got one that is trained by gradient, expected slots, which have owners")
         memory, ids = self.slots[-1], encode(self.tokenizer, chat_prompt(self.tokenizer, question))
         below, above = read_pairs(self.split, self.tokenizer, [question])[0].to(memory.lean.dtype).chunk(2)
-        about = memory.gist([memory.gist.asked(ids)], cast(nn.Embedding, self.base.get_input_embeddings()))[0]
+        about = memory.gist([memory.gist.asked(ids)], functools.partial(embedded, self.base))[0]
         likeness = memory.likeness(above, about)
         nearest = max(likeness, key=likeness.__getitem__, default=None)
         if (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import cast
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from everlearn.learner.chat import chat_prompt
 from everlearn.learner.metric import whitener
 from everlearn.learner.sampling import encode
+from everlearn.memories.carried import embedded
 from everlearn.memories.gist import MARK, Gist
 
 RARE = 0.01  # share of texts that have a word which counts half
@@ -27,16 +29,17 @@ def learn_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
     A word of the share s of the texts weighs ``RARE / (RARE + s)``, as prompts of a conversation, so that what the chat
     template puts around each says nothing. Special tokens end a part of a conversation, but for that of the unknown.
     """
-    embed, size = _embedding(model), cast(int, model.config.get_text_config().hidden_size)
-    if not texts or embed.weight.shape[1] != size:
+    vocabulary, width = cast(nn.Embedding, model.get_input_embeddings()).weight.shape
+    size = cast(int, model.config.get_text_config().hidden_size)
+    if not texts or width != size:
         return Gist(size).state_dict()
-    counts = torch.zeros(len(embed.weight))
+    counts = torch.zeros(vocabulary)
     for text in texts:
         counts[encode(tokenizer, chat_prompt(tokenizer, text)).unique()] += 1
     weights = RARE / (RARE + (counts + 0.5) / len(texts))
     marks = _marks(tokenizer)
     weights[[number for number in marks if number < len(weights)]] = MARK
-    words = embed(torch.cat([encode(tokenizer, text) for text in texts])).detach().float()
+    words = embedded(model, torch.cat([encode(tokenizer, text) for text in texts])).detach().float().cpu()
     return {
         "weights": weights,
         "center": words.mean(0),
@@ -60,8 +63,4 @@ def _marks_behind(tokenizer: PreTrainedTokenizerBase, marks: set[int]) -> int:
 
 def read_gists(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gist: Gist, texts: Sequence[str]) -> Tensor:
     """Return the gists of ``texts``, [n, e]."""
-    return gist([encode(tokenizer, text) for text in texts], _embedding(model))
-
-
-def _embedding(model: PreTrainedModel) -> nn.Embedding:
-    return cast(nn.Embedding, model.get_input_embeddings())
+    return gist([encode(tokenizer, text) for text in texts], functools.partial(embedded, model))

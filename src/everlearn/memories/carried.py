@@ -138,6 +138,12 @@ def take_turn() -> Turn:
     return run.turns[-1]
 
 
+def embedded(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Return the input embeddings [n, e] of the tokens ``ids`` [n], as ``model`` reads them, on its device."""
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    return embedding(ids.to(embedding.weight.device))
+
+
 @contextmanager
 def outside(ids: Tensor, embed: Embed) -> Iterator[None]:
     """Run a part of a model on texts ``ids`` [batch, time] as a pass of its own, of which nothing is carried on."""
@@ -150,16 +156,11 @@ def outside(ids: Tensor, embed: Embed) -> Iterator[None]:
 
 def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     cache = _cache((*args, *kwargs.values()))
-    embed = functools.partial(_embedded, model)
+    embed = functools.partial(embedded, cast(PreTrainedModel, model))
     real, ids = _real(kwargs.get("attention_mask"), cache), _ids(args, kwargs)
     if real is not None and ids is not None:
         ids = ids.masked_fill(~real[:, -ids.shape[1] :], NOBODY)
     _here.run = _Pass(cache, real, ids, embed)
-
-
-def _embedded(model: nn.Module, ids: Tensor) -> Tensor:
-    embedding = cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
-    return embedding(ids.to(embedding.weight.device))
 
 
 def _ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -7,6 +7,7 @@ starts from them.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from everlearn.memories.carried import outside
+from everlearn.memories.carried import embedded, outside
 from everlearn.memories.continuum import Continuum
 from everlearn.memories.gated import GatedMemory
 from everlearn.models.stacking import continua, stack_of
@@ -87,7 +88,6 @@ class SplitModel:
         self.model = model
         self.layer = learning[0] if learning else lowest
         self._memory = stacked[lowest]
-        self._embed = cast(nn.Module, model.get_input_embeddings())
         self._blocks = cast(nn.ModuleList, model.get_submodule(blocks_path))
         memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
         self._upper = copy.deepcopy(model, memo)
@@ -191,7 +191,7 @@ class SplitModel:
     def _run(self, acts: Activations, cache: DynamicCache | None) -> Tensor:
         for gate in self._gates:
             gate.open(acts.read)
-        with self._given.holding(acts.hidden), outside(acts.ids, self._embed):
+        with self._given.holding(acts.hidden), outside(acts.ids, functools.partial(embedded, self.model)):
             body = getattr(self._upper, self._upper.base_model_prefix)
             return body(input_ids=acts.ids, past_key_values=cache, use_cache=cache is not None)[0]
 
