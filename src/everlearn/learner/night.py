@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -281,21 +283,29 @@ def _changed(dreamer: Dreamer, put: Sequence[_Put]) -> set[Pair]:
     does. Of what both speak of by what a third says, that alone may be enough.
     """
 
-    def about(texts: Sequence[str]) -> list[float]:
-        return _gains(dreamer.about, put, [(text, one.item.dream.question) for one, text in zip(put, texts)])
+    def about(some: Sequence[_Put], texts: Sequence[str]) -> list[float]:
+        return _gains(dreamer.about, some, [(text, one.item.dream.question) for one, text in zip(some, texts)])
 
-    now, was = about([one.passage for one in put]), about([_said(one.item) for one in put])
-    gains: dict[Pair, list[tuple[float, float]]] = {}
-    for one, new, old in zip(put, now, was, strict=True):
-        gains.setdefault(one.pair, []).append((new, max(old, ABOUT)))
-    follows, found = _follows(dreamer, put), set[Pair]()
-    enough = {one.pair: OF_THE_SAME if one.earlier else CHANGED for one in put}
-    for pair, rows in gains.items():
-        best = sorted(rows, key=lambda row: row[0] / row[1], reverse=True)[: math.ceil(MOST * len(rows))]
+    might: dict[Pair, list[tuple[_Put, float]]] = {}
+    for one, gain in zip(put, about(put, [one.passage for one in put]), strict=True):
+        might.setdefault(one.pair, []).append((one, gain))
+    might = {pair: rows for pair, rows in might.items() if fmean(g for _, g in _half(rows, itemgetter(1))) >= ABOUT}
+    left = [one for rows in might.values() for one, _ in rows]
+    was = iter(about(left, [_said(one.item) for one in left]))
+    follows, found = _follows(dreamer, left), set[Pair]()
+    for pair, rows in might.items():
+        best = _half([(new, max(next(was), ABOUT)) for _, new in rows], lambda row: row[0] / row[1])
         new, old = sum(min(row) for row in best), sum(old for _, old in best)
-        if new >= ABOUT * len(best) and new / old + follows.get(pair, 0.0) / FOLLOWS >= enough[pair]:
+        enough = OF_THE_SAME if rows[0][0].earlier else CHANGED
+        if new >= ABOUT * len(best) and new / old + follows.get(pair, 0.0) / FOLLOWS >= enough:
             found.add(pair)
     return found
+
+
+def _half(rows: Iterable[Any], by: Callable[[Any], float]) -> list[Any]:
+    """Return the better half of ``rows``."""
+    ranked = sorted(rows, key=by, reverse=True)
+    return ranked[: math.ceil(MOST * len(ranked))]
 
 
 def _answers(dreamer: Dreamer, new: Mapping[int, tuple[str, Sequence[Dream]]], put: Sequence[_Put]) -> list[str]:
