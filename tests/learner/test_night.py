@@ -150,8 +150,9 @@ def test_the_less_a_passage_is_about_the_question_the_more_it_must_follow(now, f
             return [now if "Boise" in passage else 10.0 for passage in passages]
 
         def follows(self, passages, later):
-            assert list(zip(passages, later)) == [("the house is in Duluth", "my house is in Boise")]
-            return [follows]
+            compared = [("the house is in Duluth", "my house is in Boise")] if now >= 2 else []  # else it is in vain
+            assert list(zip(passages, later)) == compared
+            return [follows] * len(compared)
 
     home = [kept(1, 7, "Where is my house?", "the house is in Duluth")]
     assert given(Given(), "my house is in Boise", home)[0] == gone
