@@ -9,12 +9,14 @@ import tiny_learner
 import torch
 
 from everlearn.learner import prompts
+from everlearn.learner.asked import Fit, Kind
 from everlearn.learner.dreams import (
     NEAR,
     OPEN,
     SHOWN,
     Dream,
     SelfStudyDreamer,
+    Studied,
     _answered,
     _beginnings,
     _echoes,
@@ -46,6 +48,9 @@ class Script:
         self.world = self.stranger = ""
         self.scores: dict[str, float] = {}
         self.heads: list[str] = []  # all that practice was continued after
+        self.usual: dict[str, Fit] = {}  # what people usually ask that has an answer
+        monkeypatch.setattr(dreamer._bank, "candidates", lambda contexts: [[] for _ in contexts])
+        monkeypatch.setattr(dreamer._bank, "fitting", lambda context, answer, candidates: self.usual.get(answer))
 
         def says(name, made):
             monkeypatch.setattr(getattr(dreamer, name), "sample", lambda tails, **options: made(tails))
@@ -245,7 +250,8 @@ def test_what_is_asked_begins_as_the_questions_of_the_likest_practice_do(dreamer
     monkeypatch.setattr("everlearn.learner.dreams.Prompt", Said)
     monkeypatch.setattr(dreamer._asking, "sample", lambda tails, **options: ["is it? Nils." for _ in tails])
     monkeypatch.setattr(dreamer._judge, "scores", lambda text, answer, questions: [DROP for _ in questions])
-    dreamer._study(CAT, near, torch.Generator())
+    monkeypatch.setattr(dreamer._bank, "fitting", lambda *parts: None)
+    dreamer._study(CAT, near, [], torch.Generator())
     assert lists == ["".join(f"{r.said} -> {r.answer}: {r.questions[0]}\n" for r in near[-SHOWN:])]
     assert heads == [f"{CAT} -> Nils: {start}" for start in _beginnings(near)[: dreamer.samples]]
     first = " ".join(near[-1].questions[0].split()[:2])
@@ -341,8 +347,11 @@ def test_a_question_by_role_takes_none_from_another_message(dreamer, script, mon
     """What two answer differently is asked of neither, but what is known by role gives way alone."""
     rival = "What is my sister's pet called?"
     monkeypatch.setattr(dreamer._naming, "sample", lambda heads, **options: ["sister's pet called?"] * len(heads))
-    monkeypatch.setattr(dreamer, "_study", lambda context, near, generator: studied[context])
-    studied = {CAT: [("Nils", ["What is my cat called?"])], "Rex barks.": [("Rex", [rival])]}
+    monkeypatch.setattr(dreamer, "_study", lambda context, *others: studied[context])
+    studied = {
+        CAT: [Studied("Nils", None, {"What is my cat called?": 1.0})],
+        "Rex barks.": [Studied("Rex", None, {rival: 1.0})],
+    }
     beside = [Earlier(7, "The cat is my sister's.", "cat"), None]
     first, second = dreamer.dream(list(studied), torch.Generator().manual_seed(0), lambda stage, share: None, beside)
     assert rival not in questions(first)
@@ -383,6 +392,33 @@ def test_what_was_said_just_before_may_be_the_answer(dreamer, script):
     later = [dream for dream in got if dream.question.startswith("What is my cat called?")]
     assert {(dream.answer, dream.reply) for dream in later} == {("Nils", "Nils.")}
     assert any(dream.question.startswith("what ate half") and "old cat" in dream.question for dream in got), "an echo"
+
+
+NAMES = Kind("cat's name", ("What's my cat's name?", "Who purrs here?", "Name our cat.", "Whom do we feed?"))
+
+
+def test_usual_questions_come_first_and_need_no_support(dreamer, script):
+    script.usual = {"Nils": Fit(-1.0, NAMES, "Nils")}
+    script.lines, script.scores = ["What is my cat called?", "Which cat?"], {"Which cat?": DROP}
+    dreamer.keep = 5
+    assert questions(run(dreamer)[0]) == [*NAMES.ask, "What is my cat called?", *ECHOES]
+    script.scores = dict.fromkeys(script.lines, DROP)
+    assert questions(run(dreamer)[0]) == [*NAMES.ask, *ECHOES]
+
+
+def test_of_two_answers_to_a_usual_question_the_better_one_has_it(dreamer, script):
+    passages = ["My cat is Nils.", "Our dog is Bo."]
+    script.open, script.guesses = ["What? Nils.", "What? Bo."], ["Nils", "Bo"]
+    script.scores, script.ways = {"What?": DROP}, ["Your cat is Nils.", "Your dog is Bo."]
+    script.usual = {"Nils": Fit(-4.0, NAMES, "Nils"), "Bo": Fit(-3.0, NAMES, "Bo")}
+    cat, dog = (questions(found) for found in run(dreamer, *passages))
+    assert NAMES.ask[0] in dog
+    assert NAMES.ask[0] not in cat
+
+
+def test_a_usual_question_does_not_give_its_answer_away(dreamer, script):
+    script.usual = {"Nils": Fit(-1.0, Kind("", ("Who is it?", "Is it Nils?", "Say it.", "Who?")), "Nils")}
+    assert "Is it Nils?" not in questions(run(dreamer)[0])
 
 
 def test_real_sampling_runs_on_any_model(tmp_path):

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -24,17 +23,31 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner import prompts
+from everlearn.learner.asked import Bank, Candidate, Fit, best_fits
 from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.learner.practice import Practice, Record
 from everlearn.learner.references import Beside, Earlier, by_role, up_to_role
 from everlearn.learner.sampling import Prompt
-from everlearn.learner.texts import ended, given_away, has, in_context, same, split_passage, words
+from everlearn.learner.texts import (
+    as_told,
+    distinct,
+    ended,
+    given_away,
+    has,
+    in_context,
+    part_of,
+    same,
+    split_passage,
+    words,
+)
 from everlearn.learner.voice import greedy_replies
 
 SHOWN = 5  # records of practice that are shown before a passage
 NEAR = 24  # those like it whose questions lend their beginnings
 BEGINNING = 2  # words of such
-OPEN = 16  # questions sampled without knowing the answer, and answers without knowing the question
+OPEN = 8  # questions sampled without knowing the answer
+ALONE = 12  # answers sampled without knowing the question
+FEW = 4  # questions sampled for an answer that a usual one asks for
 NEWS = 0.3  # share of its unlikeliness without the passage that an answer is credited with
 STRANGERS = 2  # questions of a passage that are asked again about somebody else
 ANSWERS = 2  # of a passage that are learned, at most
@@ -70,6 +83,24 @@ class Dream:
         """Return the dream as JSON, for the store; a question that was taken over is only referred to."""
         left_out = "taken" if self.taken is None else "question"
         return {key: value for key, value in asdict(self).items() if key != left_out}
+
+
+@dataclass(frozen=True)
+class Studied:
+    """An answer in a passage, the usual question that asks for it, and others, ``found``, with their scores."""
+
+    answer: str
+    fit: Fit | None
+    found: dict[str, float]
+
+    def asked(self, best: Mapping[str, Fit]) -> list[str]:
+        """Return its questions, best first: usual ones, if none of the night's answers fits them better, then others.
+
+        None has the answer in it.
+        """
+        usual = self.fit.kind.ask if self.fit and best[self.fit.kind.kind] is self.fit else ()
+        own = [question for question in usual if not given_away(self.answer, question)]
+        return [*own, *sorted(self.found, key=lambda line: -self.found[line])]
 
 
 class Dreamer(Protocol):
@@ -110,7 +141,7 @@ class SelfStudyDreamer:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        samples: int = 20,
+        samples: int = 12,
         keep: int = 8,
         temperature: float = 0.7,
         criteria: Criteria | None = None,
@@ -119,6 +150,7 @@ class SelfStudyDreamer:
         self.samples, self.keep, self.temperature = samples, keep, temperature
         self._judge = Judge(model, tokenizer, criteria)
         self._practice = Practice(model, tokenizer)
+        self._bank = Bank(model, tokenizer, self._practice)
         self._asking = Prompt(model, tokenizer, prompts.QUESTION)
         self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
         self._missing = Prompt(model, tokenizer, prompts.NEAR_MISS)
@@ -133,12 +165,17 @@ class SelfStudyDreamer:
         parts = [in_context(split_passage(passage)) for passage in passages]
         pieces = [(i, piece, context) for i, part in enumerate(parts) for piece, context in part]
         texts = [text for _, text, _ in pieces]
-        kept, echoes = [], []
-        for (_, text, context), near in zip(pieces, self._practice.nearest(texts, NEAR), strict=True):
-            progress("dreaming", 0.8 * len(kept) / len(texts))
-            studied = self._study(context, near, generator)
-            kept.append([(question, answer) for answer, found in studied for question in found[: self.keep]])
-            within = [(text if _as_told(answer, text) else context, answer) for answer, _ in studied]
+        usual = self._bank.candidates([context for *_, context in pieces])
+        nearest = self._practice.nearest(texts, NEAR)
+        studies: list[list[Studied]] = []
+        for (*_, context), near, candidates in zip(pieces, nearest, usual, strict=True):
+            progress("dreaming", 0.8 * len(studies) / len(texts))
+            studies.append(self._study(context, near, candidates, generator))
+        best = best_fits(one.fit for studied in studies for one in studied if one.fit)
+        kept = [[(q, one.answer) for one in studied for q in one.asked(best)[: self.keep]] for studied in studies]
+        echoes = []
+        for (_, text, context), studied in zip(pieces, studies, strict=True):
+            within = [(text if as_told(one.answer, text) else context, one.answer) for one in studied]
             echoes.append([(question, answer) for said, answer in within for question in _echoes(said, answer)])
         roles = [
             self._by_role(told, context, found, generator) if (told := earlier[index]) else []
@@ -159,8 +196,10 @@ class SelfStudyDreamer:
         progress("dreaming", 1.0)
         return dreams
 
-    def _study(self, context: str, near: Sequence[Record], generator: torch.Generator) -> list[tuple[str, list[str]]]:
-        """Return what is new in ``context``, the best first, each with the questions that it answers, best first.
+    def _study(
+        self, context: str, near: Sequence[Record], usual: Sequence[Candidate], generator: torch.Generator
+    ) -> list[Studied]:
+        """Return what is new in ``context``, the best first, each with the questions that it answers.
 
         Without any question there is one answer, if the model finds any; of two a question has the likelier one.
 
@@ -168,27 +207,30 @@ class SelfStudyDreamer:
             context: what is to be learned with what was said just before, which may name what it is about ("Bo ate the
                 soap. She's our dog.").
             near: practice, the likest last.
+            usual: what people ask that it may answer.
             generator: of the sampling.
         """
         practice = self._list(near[-SHOWN:])
         questions, guesses = self._ask_openly(context, generator)
+        guesses += [candidate.guess for candidate in usual]
         answers = self._answers(context, practice, guesses, generator)
-        starts = _beginnings(near)[: self.samples]
-        studied: list[tuple[str, dict[str, float]]] = []  # answers, and the scores of their questions
+        beginnings = _beginnings(near)
+        studied: list[Studied] = []
         for answer in answers[:TRIED]:
-            if len(studied) == ANSWERS or any(_part_of(answer, other) for other, _ in studied):
+            if len(studied) == ANSWERS or any(part_of(answer, other.answer) for other in studied):
                 continue
+            fit = self._bank.fitting(context, answer, usual)
+            starts = beginnings[: FEW if fit else self.samples]
             heads = [f"{context} -> {answer}: {start}" for start in starts]
             ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)
             lines = [*questions, *(prompts.joined(start, end) for start, end in zip(starts, ends, strict=True))]
-            lines = [line for line in _distinct(lines) if ended(line) and not given_away(answer, line)]
+            lines = [line for line in distinct(lines) if ended(line) and not given_away(answer, line)]
             scores = self._judge.scores(context, answer, lines)
             found = {line: score for line, score in zip(lines, scores, strict=True) if score > DROP}
-            if found:
-                studied.append((answer, found))
+            if found or fit:
+                studied.append(Studied(answer, fit, found))
         self._share_out(context, studied)
-        ranked = [(answer, sorted(found, key=lambda line: -found[line])) for answer, found in studied if found]
-        return ranked or [((answers or [""])[0], [])]
+        return [one for one in studied if one.found or one.fit] or [Studied((answers or [""])[0], None, {})]
 
     def _by_role(
         self, told: Earlier, context: str, found: Sequence[tuple[str, str]], generator: torch.Generator
@@ -208,25 +250,25 @@ class SelfStudyDreamer:
             ends = self._naming.sample(heads, max_new_tokens=24, generator=generator, temperature=0)
             lines = [prompts.joined(start, end).strip() for (_, start), end in zip(begun, ends, strict=True)]
             lines = [line for line, (question, _) in zip(lines, begun, strict=True) if by_role(line, question, told)]
-            lines = [line for line in _distinct(lines) if ended(line) and tuple(words(line)) not in own]
+            lines = [line for line in distinct(lines) if ended(line) and tuple(words(line)) not in own]
             lines = [line for line in lines if not given_away(answer, line)]
             scores = self._judge.scores(f"{told.said} {context}", answer, lines)
             best = sorted(zip(scores, lines, strict=True), key=lambda pair: -pair[0])[: self.keep]
             roles += [(line, answer) for score, line in best if score > DROP]
         return roles
 
-    def _share_out(self, context: str, studied: Sequence[tuple[str, dict[str, float]]]) -> None:
+    def _share_out(self, context: str, studied: Sequence[Studied]) -> None:
         """Leave a question that two answers have, in place, to the one that ``context`` gives rather."""
-        for (one, mine), (other, theirs) in itertools.combinations(studied, 2):
-            same_words = {tuple(words(line)): line for line in theirs}
-            both = [(line, same_words[tuple(words(line))]) for line in mine if tuple(words(line)) in same_words]
-            answers = [one] * len(both), [other] * len(both)
+        for one, other in itertools.combinations(studied, 2):
+            same_words = {tuple(words(line)): line for line in other.found}
+            both = [(line, same_words[tuple(words(line))]) for line in one.found if tuple(words(line)) in same_words]
+            answers = [one.answer] * len(both), [other.answer] * len(both)
             rather = self.rather([context] * len(both), [line for line, _ in both], *answers)
             for (line, its), margin in zip(both, rather, strict=True):
                 if margin > 0:
-                    del theirs[its]
+                    del other.found[its]
                 else:
-                    del mine[line]
+                    del one.found[line]
 
     def _list(self, shown: Sequence[Record]) -> Prompt:
         """Return the practice ``shown`` as a list of messages, answers and plain questions."""
@@ -248,9 +290,9 @@ class SelfStudyDreamer:
         without the passage: rare or complete phrases rather than common or clipped ones. What a question
         brought up counts twice; what was guessed only once is chance.
         """
-        heads = [f"{context} ->"] * OPEN
+        heads = [f"{context} ->"] * ALONE
         more = practice.sample(heads, max_new_tokens=12, generator=generator, temperature=1.0, stop=":")
-        asked, alone = (Counter(_as_told(guess, context) for guess in some) for some in (guesses, more))
+        asked, alone = (Counter(as_told(guess, context) for guess in some) for some in (guesses, more))
         votes = asked + alone
         found = [answer for answer, count in votes.items() if answer and count > 1]
         blank = practice.log_likelihood([f"{NEUTRAL} ->"] * len(found), [f" {answer}:" for answer in found])
@@ -291,7 +333,7 @@ class SelfStudyDreamer:
         """Return what each passage answers the question beside it, in the passage's words; empty if it does not."""
         heads = [f"{passage} -> {question}" for passage, question in zip(passages, questions, strict=True)]
         said = self._asking.sample(heads, max_new_tokens=12, generator=torch.Generator(), temperature=0)
-        return [_as_told(answer, passage) for answer, passage in zip(said, passages, strict=True)]
+        return [as_told(answer, passage) for answer, passage in zip(said, passages, strict=True)]
 
     def rather(
         self, passages: Sequence[str], questions: Sequence[str], ones: Sequence[str], others: Sequence[str]
@@ -307,12 +349,6 @@ class SelfStudyDreamer:
         return list(zip(ways, *(more[i * len(texts) : (i + 1) * len(texts)] for i in range(RETOLD)), strict=True))
 
 
-def _part_of(one: str, other: str) -> bool:
-    """Whether one of two answers has all words of the other."""
-    a, b = set(words(one)), set(words(other))
-    return a <= b or b <= a
-
-
 def _beginnings(near: Sequence[Record]) -> list[str]:
     """Return how the questions of ``near``, the likest last, begin: plain ones before those in other words."""
     asked = [record.questions[style] for style in (0, 1) for record in reversed(near)]
@@ -325,16 +361,6 @@ def _echoes(text: str, answer: str) -> list[str]:
     return [f"{before}{asking}{after}".rstrip(" .!。！") + "?" for asking in prompts.ECHOING if words(before + after)]
 
 
-def _as_told(answer: str, text: str) -> str:
-    """Return ``answer`` as ``text`` writes it; empty if it is not there word by word."""
-    tokens = list(re.finditer(r"\w+", text))
-    said, sought = [word.group() for word in tokens], re.findall(r"\w+", answer)
-    for start in range(len(said) - len(sought) + 1 if sought else 0):
-        if [word.casefold() for word in said[start : start + len(sought)]] == [word.casefold() for word in sought]:
-            return text[tokens[start].start() : tokens[start + len(sought) - 1].end()]
-    return ""
-
-
 def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) -> list[Dream]:
     """Return the questions ``found``, best first, replied to with the answer and the passage as the assistant says it.
 
@@ -345,10 +371,10 @@ def _answered(text: str, found: Sequence[tuple[str, str]], ways: Sequence[str]) 
     """
     said, most = f" {' '.join(words(text))} ", 1.5 * len(words(text)) + 3
     fit = [way for way in ways if f" {' '.join(words(way))} " not in said and len(words(way)) <= most]
-    whole = [way for way in fit if all(_holds(way, answer) for _, answer in found if _as_told(answer, text))]
+    whole = [way for way in fit if all(_holds(way, answer) for _, answer in found if as_told(answer, text))]
     told = set(words(text))
     way = min(whole, key=lambda way: len(set(words(way)) - told), default="")
-    replies = {answer: f"{alone(answer)} {way if _as_told(answer, text) else ''}".rstrip() for _, answer in found}
+    replies = {answer: f"{alone(answer)} {way if as_told(answer, text) else ''}".rstrip() for _, answer in found}
     return [Dream(question, replies[answer], answer) for question, answer in found]
 
 
@@ -371,8 +397,3 @@ def _unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, 
         for question, answer in found:
             answers.setdefault(tuple(words(question)), set()).add(" ".join(words(answer)))
     return [[(q, a) for q, a in found if len(answers[tuple(words(q))]) == 1] for found in kept]
-
-
-def _distinct(questions: Sequence[str]) -> list[str]:
-    """Keep the first of all questions that have the same words."""
-    return list({tuple(words(question)): question for question in reversed(questions)}.values())[::-1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -81,30 +81,29 @@ class Practice:
         """Return the ``count`` records most like each passage, the likest last, where a reader attends most."""
         if not passages:
             return []
-        likeness = self._placed(self._read(passages)) @ self._places.T
-        return [[self.records[i] for i in row.flip(0).tolist()] for row in likeness.topk(count).indices]
+        best = self.likeness(self.placed(passages)).topk(count).indices
+        return [[self.records[i] for i in row.flip(0).tolist()] for row in best]
+
+    def likeness(self, placed: Tensor) -> Tensor:
+        """Return how like what is ``placed``, [n, d], is to each record, [n, records]."""
+        return placed @ self._places.T
+
+    def placed(self, texts: Sequence[str]) -> Tensor:
+        """Return where the ``texts`` lie among what is told, [n, d], to unit length."""
+        return standardised(self._read(texts), self._known)
+
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """Return the mean hidden state of each text, [n, d], as kept in the user's cache folder."""
+        rows = [encode(self.tokenizer, text).tolist() for text in texts]
+        return kept(self.model, [READ_AT, *rows], lambda: self._read(texts))
 
     @functools.cached_property
     def _known(self) -> Tensor:
-        said = [record.said for record in self.records]
-        rows = [encode(self.tokenizer, text).tolist() for text in said]
-        digest = hashlib.sha256(f"{READ_AT} {rows}".encode()).hexdigest()[:12]
-        path = cache_dir() / "practice" / f"{fingerprint(self.model)}-{digest}.safetensors"
-        with suppress(SafetensorError, OSError, KeyError):  # none, or a damaged one that is made anew
-            return load_file(path)["read"]
-        read = self._read(said)
-        with suppress(OSError, StoreError):  # a cache that cannot be written costs time, nothing else
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, save({"read": read}))
-        return read
+        return self.read([record.said for record in self.records])
 
     @functools.cached_property
     def _places(self) -> Tensor:
-        return self._placed(self._known)
-
-    def _placed(self, read: Tensor) -> Tensor:
-        """Standardise what was read, [n, d], by the records', to unit length."""
-        return F.normalize((read - self._known.mean(0)) / (self._known.std(0) + 1e-6), dim=-1)
+        return standardised(self._known, self._known)
 
     @torch.no_grad()
     def _read(self, texts: Sequence[str]) -> Tensor:
@@ -120,3 +119,21 @@ class Practice:
             for i, row in zip(part, states):
                 means[i] = row[min(1, len(rows[i]) - 1) : len(rows[i])].mean(0)
         return torch.stack(means)
+
+
+def standardised(read: Tensor, among: Tensor) -> Tensor:
+    """Standardise what was ``read``, [n, d], by what it is ``among``, [m, d], to unit length."""
+    return F.normalize((read - among.mean(0)) / (among.std(0) + 1e-6), dim=-1)
+
+
+def kept(model: PreTrainedModel, what: Sequence[object], make: Callable[[], Tensor]) -> Tensor:
+    """Return what ``make`` reads with the model of ``what``, as kept in the user's cache folder."""
+    digest = hashlib.sha256(" ".join(map(str, what)).encode()).hexdigest()[:12]
+    path = cache_dir() / "practice" / f"{fingerprint(model)}-{digest}.safetensors"
+    with suppress(SafetensorError, OSError, KeyError):  # none, or a damaged one that is made anew
+        return load_file(path)["read"]
+    read = make()
+    with suppress(OSError, StoreError):  # a cache that cannot be written costs time, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, save({"read": read}))
+    return read

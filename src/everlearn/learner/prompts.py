@@ -22,6 +22,7 @@ EXAMPLES: tuple[tuple[str, str, str, str], ...] = (
 )  # fmt: skip
 
 QUESTION = "".join(f"{said} -> {question} {answer}.\n" for said, question, answer, _ in EXAMPLES)
+ANSWER_FIRST = "".join(f"{said} -> {answer}: {question}\n" for said, question, answer, _ in EXAMPLES)
 RESTATEMENT = "".join(f"{said} -> {restated}\n" for said, _, _, restated in EXAMPLES)
 
 # some of them, by which questions are judged; and the same asked back by the one who was told: no question of a user

@@ -80,3 +80,24 @@ def same(a: str, b: str) -> bool:
 def ended(line: str) -> bool:
     """Whether ``line`` was not cut short: it ends in a mark of punctuation, of whatever language."""
     return unicodedata.category(line[-1:] or " ").startswith("P")
+
+
+def as_told(answer: str, text: str) -> str:
+    """Return ``answer`` as ``text`` writes it; empty if it is not there word by word."""
+    tokens = list(re.finditer(r"\w+", text))
+    said, sought = [word.group() for word in tokens], re.findall(r"\w+", answer)
+    for start in range(len(said) - len(sought) + 1 if sought else 0):
+        if [word.casefold() for word in said[start : start + len(sought)]] == [word.casefold() for word in sought]:
+            return text[tokens[start].start() : tokens[start + len(sought) - 1].end()]
+    return ""
+
+
+def part_of(one: str, other: str) -> bool:
+    """Whether one of two answers has all words of the other."""
+    a, b = set(words(one)), set(words(other))
+    return a <= b or b <= a
+
+
+def distinct(questions: Sequence[str]) -> list[str]:
+    """Keep the first of all questions that have the same words."""
+    return list({tuple(words(question)): question for question in reversed(questions)}.values())[::-1]
