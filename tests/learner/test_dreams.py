@@ -399,8 +399,8 @@ NAMES = Kind("cat's name", ("What's my cat's name?", "Who purrs here?", "Name ou
 
 def test_usual_questions_come_first_and_need_no_support(dreamer, script):
     script.usual = {"Nils": Fit(-1.0, NAMES, "Nils")}
-    script.lines, script.scores = ["What is my cat called?", "Which cat?"], {"Which cat?": DROP}
-    dreamer.keep = 5
+    script.lines, script.scores = ["What is my cat called?", "Which cat?", "Who purrs here?"], {"Which cat?": DROP}
+    dreamer.keep = 6
     assert questions(run(dreamer)[0]) == [*NAMES.ask, "What is my cat called?", *ECHOES]
     script.scores = dict.fromkeys(script.lines, DROP)
     assert questions(run(dreamer)[0]) == [*NAMES.ask, *ECHOES]

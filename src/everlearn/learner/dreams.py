@@ -96,11 +96,11 @@ class Studied:
     def asked(self, best: Mapping[str, Fit]) -> list[str]:
         """Return its questions, best first: usual ones, if none of the night's answers fits them better, then others.
 
-        None has the answer in it.
+        None has the answer in it, and none comes twice.
         """
         usual = self.fit.kind.ask if self.fit and best[self.fit.kind.kind] is self.fit else ()
         own = [question for question in usual if not given_away(self.answer, question)]
-        return [*own, *sorted(self.found, key=lambda line: -self.found[line])]
+        return distinct([*own, *sorted(self.found, key=lambda line: -self.found[line])])
 
 
 class Dreamer(Protocol):
