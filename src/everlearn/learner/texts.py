@@ -100,4 +100,7 @@ def part_of(one: str, other: str) -> bool:
 
 def distinct(questions: Sequence[str]) -> list[str]:
     """Keep the first of all questions that have the same words."""
-    return list({tuple(words(question)): question for question in reversed(questions)}.values())[::-1]
+    first: dict[tuple[str, ...], str] = {}
+    for question in questions:
+        first.setdefault(tuple(words(question)), question)
+    return list(first.values())
