@@ -9,7 +9,7 @@ import tiny_learner
 import torch
 
 from everlearn.learner import prompts
-from everlearn.learner.asked import Fit, Kind
+from everlearn.learner.asked import Candidate, Fit, Kind
 from everlearn.learner.dreams import (
     NEAR,
     OPEN,
@@ -416,9 +416,16 @@ def test_of_two_answers_to_a_usual_question_the_better_one_has_it(dreamer, scrip
     assert NAMES.ask[0] not in cat
 
 
-def test_a_usual_question_does_not_give_its_answer_away(dreamer, script):
-    script.usual = {"Nils": Fit(-1.0, Kind("", ("Who is it?", "Is it Nils?", "Say it.", "Who?")), "Nils")}
+def test_a_usual_question_does_not_give_its_answer_away(dreamer, script, monkeypatch):
+    kind = Kind("", ("Who is it?", "Is it Nils?", "Say it.", "Who?"))
+    script.usual = {"Nils": Fit(-1.0, kind, "Nils")}
     assert "Is it Nils?" not in questions(run(dreamer)[0])
+    some = [Candidate(kind, 0.0, "Nils"), Candidate(Kind("", ("Is Nils it?", *kind.ask[1:])), 0.0, "Nils")]
+    monkeypatch.setattr(dreamer._bank, "candidates", lambda contexts: [some for _ in contexts])
+    tried = []
+    monkeypatch.setattr(dreamer._bank, "fitting", lambda context, answer, candidates: tried.extend(candidates))
+    run(dreamer)
+    assert tried == some[:1]
 
 
 def test_real_sampling_runs_on_any_model(tmp_path):

@@ -66,3 +66,18 @@ def test_of_much_that_tells_the_sentences_that_tell_most_are_worth_a_dream(judge
     losses = [10.0 + 1 + count for count in (6, 0, 9, 2)]
     assert [loss >= selection.SHARE * max(losses) for loss in losses] == [True, False, True, True]
     assert long.worth == f"{told[0]} {told[2]} {told[3]}", "in their order"
+
+
+def test_what_is_told_before_a_question_in_one_sentence_is_kept_without_it(judge):
+    short, longer, asked, both = judge(
+        [
+            "my parrot is Otto, any tips?",
+            f"{CHATTER} {TOLD[:-1]}, is that too long?",
+            "Is this one, or that one, called a parrot?",
+            "My parrot is Otto. My cat, is she Otto too?",
+        ]
+    )
+    assert (short.keep, short.worth) == (True, "my parrot is Otto")
+    assert (longer.keep, longer.worth) == (True, TOLD[:-1])
+    assert not asked.keep
+    assert (both.keep, both.worth) == (True, None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from everlearn.learner.texts import LONG, has, sentences, split_passage, words
+import pytest
+
+from everlearn.learner.texts import LONG, before_asking, has, sentences, split_passage, words
 
 CAT = "My cat is Nils."
 
@@ -44,3 +46,18 @@ def test_long_messages_are_dreamt_of_by_the_sentence():
     assert split_passage(clauses) == clauses.replace("; ", ";\n").split("\n"), "cut behind a mark, not in the midst"
     late = "the name that my old grandmother gave " * 6 + "is this: Nils."
     assert " ".join(split_passage(late)) == late, "no end is cut off that would be too short"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("I'm from Ghent, any tips?", "I'm from Ghent"),
+        ("I'm vegan, as you know; what shall I cook?", "I'm vegan, as you know"),
+        ("I swim - a lot - is that bad?", ""),  # a hyphen joins words
+        ("I live in Ghent, as you know.", ""),  # asks nothing
+        ("Well then, what shall I cook?", ""),  # too little
+        ("我住在根特这个城市，有什么建议？", ""),  # words are not set apart
+    ],
+)
+def test_what_is_told_before_a_question_ends_at_the_last_mark(sentence, told):
+    assert before_asking(sentence) == told

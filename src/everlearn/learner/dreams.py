@@ -219,7 +219,7 @@ class SelfStudyDreamer:
         for answer in answers[:TRIED]:
             if len(studied) == ANSWERS or any(part_of(answer, other.answer) for other in studied):
                 continue
-            fit = self._bank.fitting(context, answer, usual)
+            fit = self._bank.fitting(context, answer, [one for one in usual if not given_away(answer, one.kind.ask[0])])
             starts = beginnings[: FEW if fit else self.samples]
             heads = [f"{context} -> {answer}: {start}" for start in starts]
             ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)

@@ -82,6 +82,14 @@ def ended(line: str) -> bool:
     return unicodedata.category(line[-1:] or " ").startswith("P")
 
 
+def before_asking(sentence: str) -> str:
+    """Return what a ``sentence`` tells before it asks ("I'm from Ghent, any tips?"); nothing if it does not."""
+    if not sentence.endswith(("?", "？")):
+        return ""
+    told = re.match(r"(.*?)[,;:–—，；：、]\s*[^,;:–—，；：、]*$", sentence)
+    return told.group(1).rstrip() if told and len(told.group(1).split()) >= FEWEST else ""
+
+
 def as_told(answer: str, text: str) -> str:
     """Return ``answer`` as ``text`` writes it; empty if it is not there word by word."""
     tokens = list(re.finditer(r"\w+", text))
