@@ -90,6 +90,14 @@ def test_what_is_likely_anyway_gains_nothing(bank, monkeypatch):
     assert bank.fitting("Nils purrs.", "Nils", some).kind == KINDS[5]
 
 
+@pytest.mark.parametrize("count", [0, 3, COMMON + 2])
+def test_kinds_may_be_few_and_ones_own(bank, count):
+    own = Bank(bank.model, bank.tokenizer, bank._practice, KINDS[5 : 5 + count])
+    (found,) = own.candidates(["My cat is Nils."])
+    assert len(found) == min(count, asked.ANSWERED)
+    assert {one.kind for one in found} <= set(KINDS[5 : 5 + count])
+
+
 def test_one_question_has_one_answer():
     fits = [Fit(-2.0, KINDS[0], "Nils"), Fit(-1.0, KINDS[0], "Bo"), Fit(-5.0, KINDS[1], "nurse")]
     assert best_fits(fits) == {KINDS[0].kind: fits[1], KINDS[1].kind: fits[2]}

@@ -91,20 +91,29 @@ class Bank:
         model: the base model, not stacked.
         tokenizer: its tokenizer.
         practice: whose reading of texts is used.
+        kinds: of question; the first ``COMMON`` are tried with every message. None: those of the package.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, practice: Practice) -> None:
-        self.model, self.tokenizer, self.kinds = model, tokenizer, load_kinds()
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        practice: Practice,
+        kinds: Sequence[Kind] | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.kinds = load_kinds() if kinds is None else tuple(kinds)
         self._practice = practice
         self._plain = [encode(tokenizer, f" {kind.ask[0]}") for kind in self.kinds]
 
     def candidates(self, contexts: Sequence[str]) -> list[list[Candidate]]:
         """Return for each message the kinds of question that it may answer, the likeliest first."""
-        if not contexts:
-            return []
-        others = COMMON + self._like(contexts)[:, COMMON:].topk(LIKE).indices
+        if not contexts or not self.kinds:
+            return [[] for _ in contexts]
+        like = self._like(contexts)[:, COMMON:]
+        others = COMMON + like.topk(min(LIKE, like.shape[1])).indices
         return [
-            self._asked(context, [*range(COMMON), *some])
+            self._asked(context, [*range(min(COMMON, len(self.kinds))), *some])
             for context, some in zip(contexts, others.tolist(), strict=True)
         ]
 

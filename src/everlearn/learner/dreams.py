@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner import prompts
-from everlearn.learner.asked import Bank, Candidate, Fit, best_fits
+from everlearn.learner.asked import Bank, Candidate, Fit, Kind, best_fits
 from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.learner.practice import Practice, Record
 from everlearn.learner.references import Beside, Earlier, by_role, up_to_role
@@ -134,6 +134,7 @@ class SelfStudyDreamer:
         keep: the most questions kept of an answer, echoes aside.
         temperature: of the sampling.
         criteria: what a question must show to be kept.
+        kinds: of usual question; None for those of the package.
     """
 
     def __init__(
@@ -145,12 +146,13 @@ class SelfStudyDreamer:
         keep: int = 8,
         temperature: float = 0.7,
         criteria: Criteria | None = None,
+        kinds: Sequence[Kind] | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.samples, self.keep, self.temperature = samples, keep, temperature
         self._judge = Judge(model, tokenizer, criteria)
         self._practice = Practice(model, tokenizer)
-        self._bank = Bank(model, tokenizer, self._practice)
+        self._bank = Bank(model, tokenizer, self._practice, kinds)
         self._asking = Prompt(model, tokenizer, prompts.QUESTION)
         self._saying = Prompt(model, tokenizer, prompts.RESTATEMENT)
         self._missing = Prompt(model, tokenizer, prompts.NEAR_MISS)
@@ -166,9 +168,8 @@ class SelfStudyDreamer:
         pieces = [(i, piece, context) for i, part in enumerate(parts) for piece, context in part]
         texts = [text for _, text, _ in pieces]
         usual = self._bank.candidates([context for *_, context in pieces])
-        nearest = self._practice.nearest(texts, NEAR)
         studies: list[list[Studied]] = []
-        for (*_, context), near, candidates in zip(pieces, nearest, usual, strict=True):
+        for (*_, context), near, candidates in zip(pieces, self._practice.nearest(texts, NEAR), usual, strict=True):
             progress("dreaming", 0.8 * len(studies) / len(texts))
             studies.append(self._study(context, near, candidates, generator))
         best = best_fits(one.fit for studied in studies for one in studied if one.fit)

@@ -123,7 +123,7 @@ class Practice:
 
 def standardised(read: Tensor, among: Tensor) -> Tensor:
     """Standardise what was ``read``, [n, d], by what it is ``among``, [m, d], to unit length."""
-    return F.normalize((read - among.mean(0)) / (among.std(0) + 1e-6), dim=-1)
+    return F.normalize((read - among.mean(0)) / (among.std(0, correction=0) + 1e-6), dim=-1)
 
 
 def kept(model: PreTrainedModel, what: Sequence[object], make: Callable[[], Tensor]) -> Tensor:
