@@ -136,7 +136,9 @@ def test_a_line_that_is_no_json_is_named(data):
         load_diary(data, "mini")
 
 
-@pytest.mark.parametrize(("split", "facts", "updates"), [("letters", 80, 8), ("plain", 60, 6), ("chats", 40, 4)])
+@pytest.mark.parametrize(
+    ("split", "facts", "updates"), [("letters", 80, 8), ("plain", 60, 6), ("chats", 40, 4), ("notes", 40, 3)]
+)
 def test_our_own_diaries_hold_what_they_ask_for_and_give_nothing_away(split, facts, updates):
     diary = load_diary(Path(__file__).parents[2] / "benchmarks", split)
     assert (len(diary.facts), sum(fact.updates is not None for fact in diary.facts)) == (facts, updates)
