@@ -7,7 +7,7 @@ import tiny_learner
 import torch
 
 from everlearn.learner import asked
-from everlearn.learner.asked import COMMON, LEAST, LIKE, Bank, Candidate, Fit, best_fits, load_kinds
+from everlearn.learner.asked import COMMON, LIKE, Bank, Candidate, Fit, best_fits, load_kinds
 from everlearn.learner.practice import Practice
 from everlearn.learner.texts import words
 from everlearn.models.hub import load_model
@@ -69,17 +69,26 @@ def test_the_questions_that_follow_a_message_best_are_answered(bank, monkeypatch
     assert [one.guess for one in got] == [f"answer to {KINDS[5].ask[0]}", f"answer to {KINDS[9].ask[0]}"]
 
 
-@pytest.mark.parametrize(("likely", "found"), [(-0.5, True), (-9.0, False)])
-def test_the_question_is_the_one_that_the_answer_suits_best_if_any(bank, monkeypatch, likely, found):
-    some = [Candidate(KINDS[i], -10.0, "") for i in (0, 5)]
-    shown = Shown({KINDS[0].ask[0]: likely - 1, KINDS[5].ask[0]: likely}, bank.tokenizer)
+@pytest.mark.parametrize(
+    ("likely", "next_", "anyway", "found"),
+    [
+        (-0.5, -0.6, -200.0, True),
+        (-1.7, -1.8, -200.0, False),  # neither sure nor ahead
+        (-1.7, -2.2, -200.0, True),  # ahead of the next
+        (-4.0, -9.0, -200.0, False),  # too unlikely
+        (-0.5, -9.0, -3.0, False),  # as likely when nothing was read
+    ],
+)
+def test_the_question_is_the_one_that_the_answer_suits_best_if_any(bank, monkeypatch, likely, next_, anyway, found):
+    some = [Candidate(KINDS[i], anyway, "") for i in (0, 5)]
+    shown = Shown({KINDS[0].ask[0]: next_, KINDS[5].ask[0]: likely}, bank.tokenizer)
     monkeypatch.setattr(asked, "Prompt", shown)
+    monkeypatch.setattr(asked, "GAIN", 0.0)
     fit = bank.fitting("Nils purrs.", "Nils", some)
     assert (fit is not None) == found
     if fit:
-        assert fit.kind == KINDS[5]
-        assert fit.answer == "Nils"
-        assert fit.score >= LEAST
+        assert (fit.kind, fit.answer) == (KINDS[5], "Nils")
+        assert fit.score == pytest.approx(asked.EASE * likely)
     assert bank.fitting("Nils purrs.", "Nils", []) is None
 
 

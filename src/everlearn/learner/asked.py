@@ -34,6 +34,9 @@ ANSWERED = 8  # of those, which the model answers
 EASE = 4.0  # what a question's mean log-likelihood a token counts for, in nats
 GAIN = 0.25  # share of the nats by which it becomes likelier that counts
 LEAST = -8.5  # a kind's score with an answer, for it to be asked for that
+SURE = -5.5  # below which it must lead
+LEAD = 1.0  # by so much over the next kind
+GAINED = 1.0  # nats by which its plain question must become likelier
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,14 @@ class Bank:
         knowing = Prompt(self.model, self.tokenizer, prompts.ANSWER_FIRST + context)
         asked = knowing.log_likelihood([f" -> {answer}:"] * len(plain), plain)
         said = Prompt(self.model, self.tokenizer, prompts.QUESTION + context).log_likelihood([" ->"] * len(told), told)
-        score, kind = max(
-            (
-                (_likely(row, one.anyway) + float(reply[len(row) :].sum()), one.kind)
-                for one, row, reply in zip(candidates, asked, said, strict=True)
-            ),
-            key=lambda pair: pair[0],
-        )
-        return Fit(score, kind, answer) if score >= LEAST else None
+        found = [
+            (_likely(row, one.anyway) + float(reply[len(row) :].sum()), float(row.sum()) - one.anyway, one.kind)
+            for one, row, reply in zip(candidates, asked, said, strict=True)
+        ]
+        (score, gain, kind), *others = sorted(found, key=lambda one: -one[0])
+        lead = score - others[0][0] if others else LEAD
+        fits = gain >= GAINED and score >= LEAST and (score >= SURE or lead >= LEAD)
+        return Fit(score, kind, answer) if fits else None
 
     def _asked(self, context: str, near: Sequence[int]) -> list[Candidate]:
         """Return the ``ANSWERED`` of the kinds ``near`` whose plain question follows ``context`` best."""
