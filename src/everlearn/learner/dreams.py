@@ -1,13 +1,13 @@
 """Dreaming: from a passage the base model makes the questions a user may ask later, and says what it was told.
 
-Nothing here knows a language or a kind of fact. The model first says what is new in a passage, one thing or two, then
-asks for it, after the practice that is most like the passage and with the beginnings of its questions. A question is
-kept when the model, with the passage before it, gives that answer, which it would not give without it (support), when
-the question becomes likelier with the passage (it is about it), and when it is asked by the one who told it. Beside
-these stand *echoes*, the passage with "what?" in place of the answer: plain, but always about the passage and right.
-What is learned as the reply is the answer, and the passage as the assistant would say it. Where a passage refers to
-something told earlier by its name, it is also asked for by what was said of that ("Where does Paloma live?", "Where
-does my sister live?").
+No rule here knows a language or a kind of fact; the lists do. The model first says what is new in a passage, one thing
+or two, then finds the usual question that asks for it, if there is one, and asks on its own after the practice that is
+most like the passage, with the beginnings of its questions. Of its own a question is kept when the model, with the
+passage before it, gives that answer, which it would not give without it (support), when the question becomes likelier
+with the passage (it is about it), and when it is asked by the one who told it. Beside these stand *echoes*, the passage
+with "what?" in place of the answer: plain, but always about the passage and right. What is learned as the reply is the
+answer, and the passage as the assistant would say it. Where a passage refers to something told earlier by its name, it
+is also asked for by what was said of that ("Where does Paloma live?", "Where does my sister live?").
 """
 
 from __future__ import annotations
