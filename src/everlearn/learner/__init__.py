@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "Kind": "everlearn.learner.asked",
     "Learner": "everlearn.learner.learner",
     "Reminder": "everlearn.learner.reports",
     "Schedule": "everlearn.learner.consolidation",
