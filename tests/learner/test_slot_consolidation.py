@@ -228,6 +228,25 @@ def test_practice_has_a_text_told_for_each_group_or_none(parts):
     assert not fresh.told.any()
 
 
+def test_usual_questions_are_rivals_and_shape_the_metric_but_not_the_gate(parts):
+    """They are asked of one's own life, of which most was never told."""
+    model, tokenizer, split, anchor, _ = parts
+    usual = (("Who is my uncle?", "My uncle is who?"), ("What is my car?", "Which car is mine?"))
+    fresh = load_anchor(split, tokenizer, replace(VOICE, usual=usual), "usual")
+    first = torch.stack([read_pairs(split, tokenizer, group).chunk(2, -1)[1].mean(0) for group in usual])
+    torch.testing.assert_close(fresh.rivals, torch.cat([anchor.rivals, first]))
+    gist = Gist(32)
+    gist.fill(anchor.words)
+    about = read_gists(model, tokenizer, gist, [group[0] for group in usual])
+    torch.testing.assert_close(fresh.told, torch.cat([anchor.told, about]))
+    for same in ("inside", "outside", "foils"):
+        torch.testing.assert_close(getattr(fresh, same), getattr(anchor, same))
+    for other in ("metric", "scatters"):
+        assert not torch.allclose(getattr(fresh, other), getattr(anchor, other))
+    for name, words in anchor.words.items():
+        torch.testing.assert_close(fresh.words[name], words)
+
+
 def test_a_slot_is_about_all_its_replies_and_their_echoes(parts):
     dreams = [Dream("My house?", f"Small{end}", "Small") for end in (". Your house.", " by the sea.")]
     echo = Dream("I live in what by the sea?", dreams[1].reply, "Small", echo=True)

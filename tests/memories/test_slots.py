@@ -19,7 +19,6 @@ from everlearn.memories.slots import (
     ANYBODY,
     ASKED,
     ASSISTANT,
-    LEAD,
     LITERAL,
     LITERAL_MOST,
     RIVALRY,
@@ -109,7 +108,7 @@ def test_a_read_is_the_softmax_of_the_definition(memory, foils, gists):
             alike = lambda keys: [float(here @ F.normalize((key.double() - c) @ P, dim=0)) for key in keys]  # noqa: E731, B023
             begins, others = max(alike(memory.keys[memory.begins])), max(alike(memory.foils))
             rivals = zip(alike(memory.rivals), memory.rivals_about.double())
-            bar = max(bar, RIVALRY * max(near + float(own @ about) for near, own in rivals) + LEAD)
+            bar = max(bar, RIVALRY * max(near + float(own @ about) for near, own in rivals))
             gate += min(TRUST * (begins - others), LITERAL_MOST if begins > LITERAL else TRUST_MOST)
         gate = min(max(gate, 0.0), 1.0)
         near = []
@@ -347,7 +346,7 @@ def test_a_rival_keeps_what_is_not_near_from_beginning_and_a_memory_without_riva
     assert not torch.equal(before, asked)
     assert memory.bar(asked[0], torch.zeros(D)) == pytest.approx(ASKED)
     memory.set_rivals(away)
-    assert memory.bar(asked[0], torch.zeros(D)) == pytest.approx(RIVALRY * (1 - 0.3**2) ** 0.5 + LEAD, abs=1e-3)
+    assert memory.bar(asked[0], torch.zeros(D)) == pytest.approx(RIVALRY * (1 - 0.3**2) ** 0.5, abs=1e-3)
     assert torch.equal(memory(asked), asked), "it may ask for that"
     assert not torch.equal(memory(begin), begin), "what was told is still known"
     memory.asked = 0.99

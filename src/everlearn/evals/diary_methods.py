@@ -353,7 +353,8 @@ def _without_echoes(setting: Setting) -> dict[str, Any]:
 
 
 def _unpractised(setting: Setting) -> dict[str, Any]:
-    return {"voice": replace(load_voice(setting.base, setting.tokenizer), practice=(), elsewhere=(), assistant=())}
+    voice = load_voice(setting.base, setting.tokenizer)
+    return {"voice": replace(voice, practice=(), elsewhere=(), assistant=(), usual=())}
 
 
 def _without(**parts: bool) -> Factory:

@@ -76,14 +76,15 @@ class Anchor:
             for those about the assistant.
         foils: of these, but for the assistant's, what the highest memory reads, [q, d]: nearer to them than to what was
             told, a question is not answered.
-        rivals: the mean of that over the wordings of each practice question, [g, d]: what else one may ask about.
+        rivals: the mean of that over the wordings of each practice question and each usual one, [g, d]: what else one
+            may ask about.
         within: the same anywhere else in the voice's conversations, a part of them.
         centers: mean of what the highest memory reads, scaled to mean square 1, inside the voice's replies and at the
             end of its questions, [2, d].
         scatters: its covariance, [2, d, d]; at the end of questions that of one practice question in several wordings,
             with a share of that of the voice.
-        metric: what was learned of the practice questions beyond that, [d, d].
-        told: gists of what the practice questions ask about, [g, e].
+        metric: what was learned of the practice questions and the usual ones beyond that, [d, d].
+        told: gists of what the practice questions ask about, and of the usual ones, [g, e].
         words: what a gist is read with, the buffers of a :class:`~everlearn.memories.gist.Gist`.
         contrasts: how many of the replies, the last ones, are near misses of the dreams.
     """
@@ -166,17 +167,20 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
     asked, trained = both[at], torch.arange(len(replies)) % HELD_OUT > 0
     spoken[at] = lived[at] = False
     above = both[spoken].chunk(2, -1)[1]
-    questions = [question for group in voice.practice for question in group]
-    groups = torch.tensor([index for index, group in enumerate(voice.practice) for _ in group])
-    mine = read_pairs(split, tokenizer, [*questions, *voice.own])
-    practised, heard = mine[: len(questions)].chunk(2, -1)[1], asked.chunk(2, -1)[1]
+    practice = [question for group in voice.practice for question in group]
+    usual = [question for group in voice.usual for question in group]
+    groups = torch.tensor([index for index, group in enumerate((*voice.practice, *voice.usual)) for _ in group])
+    mine = read_pairs(split, tokenizer, [*practice, *voice.own])
+    practised = torch.cat([mine[: len(practice)], read_pairs(split, tokenizer, usual)]).chunk(2, -1)[1]
+    heard = asked.chunk(2, -1)[1]
     scatter, count = within_scatter(practised, groups)
     scatter = scatter / max(count, 1) + VOICE_SHARE * torch.cov(heard.T)
     outside = torch.cat([read_pairs(split, tokenizer, voice.elsewhere), asked[trained]])
     metric = learn_metric((practised - heard.mean(0)) @ whitener(scatter, RIDGES[1]), groups)
-    words = learn_words(split.model, tokenizer, [*voice.told, *questions, *voice.elsewhere])
+    words = learn_words(split.model, tokenizer, [*voice.told, *practice, *voice.elsewhere])
     gist = Gist(len(words["center"]))
     gist.fill(words)
+    told = [*(voice.told or [""] * len(voice.practice)), *(group[0] for group in voice.usual)]
     anchor = Anchor(
         replies,
         acts,
@@ -195,7 +199,7 @@ def load_anchor(split: SplitModel, tokenizer: PreTrainedTokenizerBase, voice: Vo
         centers=torch.stack([above.mean(0), heard.mean(0)]),
         scatters=torch.stack([torch.cov(above.T), scatter]),
         metric=metric,
-        told=read_gists(split.model, tokenizer, gist, voice.told or [""] * len(voice.practice)),
+        told=read_gists(split.model, tokenizer, gist, told),
         words=words,
     )
     tensors = {"ids": replies.ids, "hidden": acts.hidden, "read": acts.read}

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.errors import StoreCorrupt, StoreError
 from everlearn.learner import prompts
+from everlearn.learner.asked import load_kinds
 from everlearn.learner.chat import chat_prompt
 from everlearn.learner.practice import load_practice
 from everlearn.learner.sampling import Prompt, common_start, encode
@@ -43,6 +44,8 @@ class Voice:
         elsewhere: questions in such words, but about the world or about somebody else; from where ``practice`` is.
         assistant: such questions about the assistant's own life.
         told: what each group of ``practice`` asks about, in the words of whoever told it; none, or one for each.
+        usual: what people ask of their own lives in several wordings, group by group, the plainest first; from where
+            ``practice`` is.
     """
 
     general: tuple[tuple[str, str], ...]
@@ -54,6 +57,7 @@ class Voice:
     elsewhere: tuple[str, ...] = ()
     assistant: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    usual: tuple[tuple[str, ...], ...] = ()
 
 
 def load_voice(
@@ -87,7 +91,7 @@ def load_voice(
 
 
 def _practised(voice: Voice) -> Voice:
-    """Return ``voice`` with the practice texts of the package."""
+    """Return ``voice`` with the practice texts and the usual questions of the package."""
     records = load_practice()
     return replace(
         voice,
@@ -95,6 +99,7 @@ def _practised(voice: Voice) -> Voice:
         elsewhere=tuple(asked for record in records for asked in record.elsewhere()),
         assistant=tuple(record.assistant for record in records),
         told=tuple(record.said for record in records),
+        usual=tuple(kind.ask for kind in load_kinds()),
     )
 
 

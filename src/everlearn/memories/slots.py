@@ -27,7 +27,7 @@ SPOKEN = 0.3  # least likeness to a slot that goes on with a reply: only those o
 ASKED = 0.15  # to one that begins a reply: questions come in other words than the dreamt ones
 ABOUT = 0.3  # weight of the cosine of two gists in a likeness, beside that of what was read
 LIKEST = 1.0 + ABOUT
-RIVALRY, LEAD = 0.5, 0.03  # and above that share of the likeness to the nearest rival: it may ask for that, never told
+RIVALRY = 0.5  # and above that share of the likeness to the nearest rival: it may ask for that, never told
 
 
 class _Prepared(NamedTuple):
@@ -75,7 +75,7 @@ class SlotMemory(nn.Module):
     their likeness, though not of how near a question is to a foil. It finds what a question only hints at.
 
     *Rivals* are other things that one may ask about: a slot begins a reply where its likeness is above ``asked`` and
-    above ``RIVALRY rival + LEAD``, ``rival`` that of the nearest of them. So a question about what was never told,
+    above ``RIVALRY rival``, ``rival`` that of the nearest of them. So a question about what was never told,
     nearest to some slot though not near, is left to the base (as speaker verification sets a score beside those of
     a cohort, Auckenthaler et al. 2000).
 
@@ -299,7 +299,7 @@ class SlotMemory(nn.Module):
         if not len(slots.rivals):
             return least
         rival = asked @ slots.rivals.T + about @ slots.rivals_about.T
-        return torch.maximum(least, RIVALRY * rival.amax(-1, True) + LEAD)
+        return torch.maximum(least, RIVALRY * rival.amax(-1, True))
 
     @torch.no_grad()
     def bar(self, read: Tensor, about: Tensor) -> float:
