@@ -15,8 +15,9 @@ from typing import Any
 
 from everlearn.evals.diary_data import contains
 from everlearn.evals.results import provenance, write_json
-from everlearn.learner import night
+from everlearn.learner import superseding
 from everlearn.learner.dreams import Dream, SelfStudyDreamer, alone
+from everlearn.learner.night import Kept
 from everlearn.models.hub import DEFAULT_MODEL, load_model
 
 # how many of a kind there are, in the file's order
@@ -31,10 +32,10 @@ def judged(dreamer: SelfStudyDreamer, pair: dict[str, Any]) -> list[str]:
     """Return the answers with which the second message of a pair takes over questions, none where it does not."""
     said = pair["before"]
     old = [
-        night.Kept(i, 1, Dream(question, alone(pair["answer"]), pair["answer"]), said)
+        Kept(i, 1, Dream(question, alone(pair["answer"]), pair["answer"]), said)
         for i, question in enumerate(pair["questions"])
     ]
-    given = night.superseded(dreamer, {2: (pair["after"], [])}, old)[2]
+    given = superseding.superseded(dreamer, {2: (pair["after"], [])}, old)[2]
     return [dream.answer for dream in given.dreams] if given.ids else []
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from everlearn.evals.diary_data import contains
 from everlearn.evals.results import provenance, write_json
-from everlearn.learner import night
+from everlearn.learner import superseding
 from everlearn.learner.dreams import Dream, SelfStudyDreamer, alone
+from everlearn.learner.night import Kept
 from everlearn.learner.references import Earlier, references
 from everlearn.learner.texts import sentences, words
 from everlearn.models.hub import DEFAULT_MODEL, load_model
@@ -31,10 +32,10 @@ def found(dreamer: SelfStudyDreamer, row: dict[str, Any], later: str) -> Earlier
 def replaced(dreamer: SelfStudyDreamer, row: dict[str, Any], later: str, beside: Earlier | None) -> list[str]:
     """Return the answers with which ``later`` takes over the old questions, none where it does not."""
     old = [
-        night.Kept(i, OLD, Dream(question, alone(row["old_answer"]), row["old_answer"]), row["old"])
+        Kept(i, OLD, Dream(question, alone(row["old_answer"]), row["old_answer"]), row["old"])
         for i, question in enumerate(row["old_questions"])
     ]
-    given = night.superseded(dreamer, {NEW: (_told(row, later), [])}, old, {NEW: beside} if beside else {})[NEW]
+    given = superseding.superseded(dreamer, {NEW: (_told(row, later), [])}, old, {NEW: beside} if beside else {})[NEW]
     return [dream.answer for dream in given.dreams] if given.ids else []
 
 

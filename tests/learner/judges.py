@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from everlearn.learner.dreams import Dream
-from everlearn.learner.night import FOLLOWS, Kept
+from everlearn.learner.night import Kept
+from everlearn.learner.superseding import FOLLOWS
 
 
 def dream(question: str, reply: str) -> Dream:

@@ -11,8 +11,8 @@ from dream_script import Script
 
 from everlearn.learner.asked import Candidate, Fit, Kind
 from everlearn.learner.dreams import (
+    ALONE,
     NEAR,
-    OPEN,
     SHOWN,
     Dream,
     SelfStudyDreamer,
@@ -121,9 +121,9 @@ def test_what_the_passage_does_not_say_is_no_answer(dreamer, script):
 
 
 def test_what_was_guessed_once_is_no_answer(dreamer, script):
-    script.open, script.guesses = ["What is it? Rex."], [*["Rex"] * (OPEN - 1), "Nils"]
+    script.open, script.guesses = ["What is it? Rex."], [*["Rex"] * (ALONE - 1), "Nils"]
     assert run(dreamer) == [[]]
-    script.guesses = [*["Rex"] * (OPEN - 2), "Nils", "Nils"]
+    script.guesses = [*["Rex"] * (ALONE - 2), "Nils", "Nils"]
     assert run(dreamer) != [[]]
 
 

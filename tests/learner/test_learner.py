@@ -14,8 +14,9 @@ from everlearn.errors import FingerprintError, InvalidArgument, SleepRejected, S
 from everlearn.learner.consolidation import Schedule
 from everlearn.learner.dreams import Dream
 from everlearn.learner.learner import Learner
-from everlearn.learner.night import Given, kept_dreams
+from everlearn.learner.night import kept_dreams
 from everlearn.learner.slots import SlotConsolidator
+from everlearn.learner.superseding import Given
 from everlearn.models.hub import load_model
 from everlearn.models.stacking import memory_state
 

@@ -11,20 +11,10 @@ from judges import Judge, dream, kept
 
 from everlearn.learner.dreams import Dream
 from everlearn.learner.judging import NEUTRAL
-from everlearn.learner.night import (
-    CANDIDATES,
-    FOLLOWS,
-    LIKE,
-    STILL,
-    Kept,
-    _alike,
-    choose_replay,
-    holding,
-    kept_dreams,
-    superseded,
-)
+from everlearn.learner.night import Kept, choose_replay, holding, kept_dreams
 from everlearn.learner.references import RareWords
 from everlearn.learner.store import MemoryStore
+from everlearn.learner.superseding import CANDIDATES, FOLLOWS, LIKE, STILL, _alike, superseded
 
 OLD = [
     kept(1, 7, "What is the name of my puppy?", "my puppy is Rex"),

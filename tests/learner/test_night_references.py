@@ -10,9 +10,10 @@ from judges import Judge, dream, kept
 
 from everlearn.learner.dreams import Dream
 from everlearn.learner.judging import NEUTRAL
-from everlearn.learner.night import FOLLOWS, Given, before_knowing, dreamt, kept_dreams, superseded, superseding
+from everlearn.learner.night import before_knowing, dreamt, kept_dreams
 from everlearn.learner.references import Earlier
 from everlearn.learner.store import MemoryStore
+from everlearn.learner.superseding import FOLLOWS, Given, superseded, superseding
 
 SISTER = Earlier(3, "My sister is Paloma.", "paloma")
 

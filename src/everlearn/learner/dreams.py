@@ -38,6 +38,7 @@ from everlearn.learner.texts import (
     part_of,
     same,
     split_passage,
+    unambiguous,
     words,
 )
 from everlearn.learner.voice import greedy_replies
@@ -46,8 +47,8 @@ SHOWN = 5  # records of practice that are shown before a passage
 NEAR = 24  # those like it whose questions lend their beginnings
 BEGINNING = 2  # words of such
 OPEN = 8  # questions sampled without knowing the answer
-ALONE = 12  # answers sampled without knowing the question
-FEW = 4  # questions sampled for an answer that a usual one asks for
+ALONE = 24  # answers sampled without knowing the question
+FEW = 4  # questions sampled for an answer that a usual one asks for well, and kept beside that
 NEWS = 0.3  # share of its unlikeliness without the passage that an answer is credited with
 STRANGERS = 2  # questions of a passage that are asked again about somebody else
 ANSWERS = 2  # of a passage that are learned, at most
@@ -65,6 +66,7 @@ class Dream:
         echo: whether the question is the passage itself, with "what?" in place of the answer.
         taken: the stored dream, of an older observation, whose question this is: it was taken over with a new answer.
         beside: the older observation that it takes to ask so, as it says who is meant.
+        fit: how well the question, a usual one, asks for the answer (nats).
     """
 
     question: str
@@ -73,6 +75,7 @@ class Dream:
     echo: bool = False
     taken: int | None = None
     beside: int | None = None
+    fit: float | None = None
 
     @property
     def contrast(self) -> bool:
@@ -93,14 +96,18 @@ class Studied:
     fit: Fit | None
     found: dict[str, float]
 
-    def asked(self, best: Mapping[str, Fit]) -> list[str]:
+    def asked(self, best: Mapping[str, Fit], keep: int) -> dict[str, float | None]:
         """Return its questions, best first: usual ones, if none of the night's answers fits them better, then others.
 
-        None has the answer in it, and none comes twice.
+        None has the answer in it, and none comes twice. Of the others at most ``keep``, fewer beside usual ones that
+        ask well. With each comes how well it fits, if it is a usual one.
         """
-        usual = self.fit.kind.ask if self.fit and best[self.fit.kind.kind] is self.fit else ()
-        own = [question for question in usual if not given_away(self.answer, question)]
-        return distinct([*own, *sorted(self.found, key=lambda line: -self.found[line])])
+        fit = self.fit if self.fit and best[self.fit.kind.kind] is self.fit else None
+        usual = [question for question in fit.kind.ask if not given_away(self.answer, question)] if fit else []
+        others = sorted(self.found, key=lambda line: -self.found[line])
+        others = [line for line in distinct([*usual, *others]) if line not in usual]
+        most = min(FEW, keep) if fit and fit.well else keep
+        return dict.fromkeys(usual, fit and fit.score) | dict.fromkeys(others[:most])
 
 
 class Dreamer(Protocol):
@@ -131,7 +138,7 @@ class SelfStudyDreamer:
         model: the base model, not stacked: dreams do not depend on what was learned before.
         tokenizer: its tokenizer.
         samples: the most questions sampled for each answer, each of another beginning.
-        keep: the most questions kept of an answer, echoes aside.
+        keep: the most questions of its own kept of an answer, echoes aside.
         temperature: of the sampling.
         criteria: what a question must show to be kept.
         kinds: of usual question; None for those of the package.
@@ -173,7 +180,8 @@ class SelfStudyDreamer:
             progress("dreaming", 0.8 * len(studies) / len(texts))
             studies.append(self._study(context, near, candidates, generator))
         best = best_fits(one.fit for studied in studies for one in studied if one.fit)
-        kept = [[(q, one.answer) for one in studied for q in one.asked(best)[: self.keep]] for studied in studies]
+        fits = [{(q, s.answer): fit for s in some for q, fit in s.asked(best, self.keep).items()} for some in studies]
+        kept = [list(asked) for asked in fits]
         echoes = []
         for (_, text, context), studied in zip(pieces, studies, strict=True):
             within = [(text if as_told(one.answer, text) else context, one.answer) for one in studied]
@@ -182,16 +190,17 @@ class SelfStudyDreamer:
             self._by_role(told, context, found, generator) if (told := earlier[index]) else []
             for (index, _, context), found in zip(pieces, kept, strict=True)
         ]
-        both = _unambiguous([found + role for found, role in zip(kept, roles, strict=True)])
+        both = unambiguous([found + role for found, role in zip(kept, roles, strict=True)])
         roles = [[pair for pair in role if pair in left] for role, left in zip(roles, both, strict=True)]
-        asked = _unambiguous(kept)
+        asked = unambiguous(kept)
         ways = self._restate(texts, generator)
         dreams: list[list[Dream]] = [[] for _ in passages]
-        for (index, text, _), found, role, echo, said in zip(pieces, asked, roles, echoes, ways, strict=True):
+        rows = zip(pieces, asked, roles, echoes, ways, fits, strict=True)
+        for (index, text, _), found, role, echo, said, fit in rows:
             for dream in _answered(text, found + role + echo, said):
                 pair, told = (dream.question, dream.answer), earlier[index]
                 by = told.observation if told and pair in role else None
-                dreams[index].append(replace(dream, echo=pair in echo, beside=by))
+                dreams[index].append(replace(dream, echo=pair in echo, beside=by, fit=fit.get(pair)))
         progress("dreaming", 0.9)
         self._add_contrasts(passages, dreams, generator)
         progress("dreaming", 1.0)
@@ -221,7 +230,7 @@ class SelfStudyDreamer:
             if len(studied) == ANSWERS or any(part_of(answer, other.answer) for other in studied):
                 continue
             fit = self._bank.fitting(context, answer, [one for one in usual if not given_away(answer, one.kind.ask[0])])
-            starts = beginnings[: FEW if fit else self.samples]
+            starts = beginnings[: FEW if fit and fit.well else self.samples]
             heads = [f"{context} -> {answer}: {start}" for start in starts]
             ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)
             lines = [*questions, *(prompts.joined(start, end) for start, end in zip(starts, ends, strict=True))]
@@ -389,12 +398,3 @@ def _holds(reply: str, answer: str) -> bool:
     said, all_ = words(reply), words(answer)
     sought = [word for word in all_ if len(word) > 3] or all_
     return all(any(same(word, other) for other in said) for word in sought)
-
-
-def _unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
-    """Drop the questions that were asked of several passages with different answers ("What is her name?")."""
-    answers: dict[tuple[str, ...], set[str]] = {}
-    for found in kept:
-        for question, answer in found:
-            answers.setdefault(tuple(words(question)), set()).add(" ".join(words(answer)))
-    return [[(q, a) for q, a in found if len(answers[tuple(words(q))]) == 1] for found in kept]

@@ -26,14 +26,13 @@ from everlearn.learner.night import (
     holding,
     kept_dreams,
     relearned,
-    superseded,
-    superseding,
 )
 from everlearn.learner.reports import Reminder, SleepReport
 from everlearn.learner.sampling import encode
 from everlearn.learner.selection import Judgement, Selector, SurpriseSelector
 from everlearn.learner.slots import SlotConsolidator
 from everlearn.learner.store import MemoryStore, Night, Observation
+from everlearn.learner.superseding import superseded, superseding
 from everlearn.learner.voice import Voice
 from everlearn.learner.weights import SLOW, Layout, Weights
 from everlearn.levels import Level

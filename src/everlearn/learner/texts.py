@@ -112,3 +112,12 @@ def distinct(questions: Sequence[str]) -> list[str]:
     for question in questions:
         first.setdefault(tuple(words(question)), question)
     return list(first.values())
+
+
+def unambiguous(kept: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
+    """Drop the questions that were asked of several passages with different answers ("What is her name?")."""
+    answers: dict[tuple[str, ...], set[str]] = {}
+    for found in kept:
+        for question, answer in found:
+            answers.setdefault(tuple(words(question)), set()).add(" ".join(words(answer)))
+    return [[(q, a) for q, a in found if len(answers[tuple(words(q))]) == 1] for found in kept]
