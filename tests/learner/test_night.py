@@ -9,9 +9,10 @@ import pytest
 import torch
 from judges import Judge, dream, kept
 
+from everlearn.learner.asked import LEAD, WELL
 from everlearn.learner.dreams import Dream
 from everlearn.learner.judging import NEUTRAL
-from everlearn.learner.night import Kept, choose_replay, holding, kept_dreams
+from everlearn.learner.night import Kept, choose_replay, dreamt, holding, kept_dreams
 from everlearn.learner.references import RareWords
 from everlearn.learner.store import MemoryStore
 from everlearn.learner.superseding import CANDIDATES, FOLLOWS, LIKE, STILL, _alike, superseded
@@ -343,3 +344,36 @@ def test_a_question_that_was_taken_over_goes_with_the_one_it_comes_from(tmp_path
         store.forget(ids[:1], b"2")
         assert kept_dreams(store) == []
     assert not any(b"barks" in file.read_bytes() for file in (tmp_path / "m").rglob("*") if file.is_file())
+
+
+class Dreams(Judge):
+    """Dreams what it is given, of any passage, and finds that nothing refers to anything."""
+
+    def __init__(self, *dreams: Dream) -> None:
+        self.dreams = list(dreams)
+
+    def dream(self, passages, generator, progress, beside):
+        return [self.dreams for _ in passages]
+
+    def follows(self, passages, later):
+        return [0.0 for _ in later]
+
+
+@pytest.mark.parametrize(
+    ("before", "answer", "fit", "stays"),
+    [
+        (WELL, "Wichita", None, False),
+        (0.0, "Wichita", -LEAD - 0.1, False),
+        (0.0, "Wichita", -LEAD, True),
+        (0.0, "duluth", None, True),
+        (WELL - 0.1, "Wichita", None, True),
+        (None, "Wichita", None, True),
+    ],
+)
+def test_a_question_that_asks_well_for_what_is_known_has_no_other_answer(before, answer, fit, stays):
+    home = Dream("What city do I live in?", "Duluth.", "Duluth", fit=before)
+    town, other = Dream("What city do I live in?", f"{answer}.", answer, fit=fit), Dream("Which city?", "It.", "It")
+    miss = Dream("What city do I live in?", "I don't know.", "")
+    judge, old = Dreams(town, other, miss), [Kept(1, 7, home, "I live in Duluth")]
+    new, _ = dreamt(judge, {9: "I like it"}, old, torch.Generator(), lambda stage, share: None)
+    assert new == {9: [town] * stays + [other, miss]}
