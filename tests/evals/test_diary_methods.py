@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from everlearn.evals.diary_tuned import FullTuning, LoraTuning, Strands
 from everlearn.learner.chat import chat_prompt
 from everlearn.learner.dreams import Dream
 from everlearn.learner.references import Earlier
+from everlearn.learner.voice import Voice, _practised
 from everlearn.models.hub import load_model
 
 PAIRS = [{"question": q, "reply": "Zora"} for q in QUESTIONS["a"]]
@@ -215,6 +217,13 @@ def test_variants_of_the_runtime_learn_its_dreams(setting):
             if name == "everlearn-nofilter":
                 criteria = method._dreamer._judge.criteria
                 assert all(getattr(criteria, f.name) == float("-inf") for f in fields(criteria))
+
+
+def test_without_practice_no_text_of_the_package_is_left(monkeypatch):
+    bare = Voice((), (), (), (), ())
+    monkeypatch.setattr(diary_methods, "load_voice", lambda base, tokenizer: _practised(bare))
+    assert diary_methods._unpractised(SimpleNamespace(base=None, tokenizer=None)) == {"voice": bare}
+    assert _practised(bare) != bare
 
 
 def test_the_registry_has_the_runtime_its_ablations_and_the_baselines():

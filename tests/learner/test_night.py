@@ -9,7 +9,7 @@ import pytest
 import torch
 from judges import Judge, dream, kept
 
-from everlearn.learner.asked import LEAD, WELL
+from everlearn.learner.asked import WELL
 from everlearn.learner.dreams import Dream
 from everlearn.learner.judging import NEUTRAL
 from everlearn.learner.night import Kept, choose_replay, dreamt, holding, kept_dreams
@@ -363,8 +363,8 @@ class Dreams(Judge):
     ("before", "answer", "fit", "stays"),
     [
         (WELL, "Wichita", None, False),
-        (0.0, "Wichita", -LEAD - 0.1, False),
-        (0.0, "Wichita", -LEAD, True),
+        (0.0, "Wichita", WELL - 0.1, False),
+        (0.0, "Wichita", WELL, True),
         (0.0, "duluth", None, True),
         (WELL - 0.1, "Wichita", None, True),
         (None, "Wichita", None, True),
@@ -374,6 +374,8 @@ def test_a_question_that_asks_well_for_what_is_known_has_no_other_answer(before,
     home = Dream("What city do I live in?", "Duluth.", "Duluth", fit=before)
     town, other = Dream("What city do I live in?", f"{answer}.", answer, fit=fit), Dream("Which city?", "It.", "It")
     miss = Dream("What city do I live in?", "I don't know.", "")
-    judge, old = Dreams(town, other, miss), [Kept(1, 7, home, "I live in Duluth")]
+    again = replace(home, answer="Wisconsin") if answer != "Wichita" else replace(home, fit=None)
+    old = [Kept(1, 7, home, "I live in Duluth"), Kept(2, 8, again, "I live in Wisconsin, in Duluth")]
+    judge = Dreams(town, other, miss)
     new, _ = dreamt(judge, {9: "I like it"}, old, torch.Generator(), lambda stage, share: None)
     assert new == {9: [town] * stays + [other, miss]}

@@ -354,7 +354,7 @@ def _without_echoes(setting: Setting) -> dict[str, Any]:
 
 def _unpractised(setting: Setting) -> dict[str, Any]:
     voice = load_voice(setting.base, setting.tokenizer)
-    return {"voice": replace(voice, practice=(), elsewhere=(), assistant=(), usual=())}
+    return {"voice": replace(voice, practice=(), elsewhere=(), assistant=(), told=(), usual=())}
 
 
 def _without(**parts: bool) -> Factory:

@@ -81,8 +81,8 @@ class Anchor:
         within: the same anywhere else in the voice's conversations, a part of them.
         centers: mean of what the highest memory reads, scaled to mean square 1, inside the voice's replies and at the
             end of its questions, [2, d].
-        scatters: its covariance, [2, d, d]; at the end of questions that of one practice question in several wordings,
-            with a share of that of the voice.
+        scatters: its covariance, [2, d, d]; at the end of questions that of one practice or usual question in several
+            wordings, with a share of that of the voice.
         metric: what was learned of the practice questions and the usual ones beyond that, [d, d].
         told: gists of what the practice questions ask about, and of the usual ones, [g, e].
         words: what a gist is read with, the buffers of a :class:`~everlearn.memories.gist.Gist`.

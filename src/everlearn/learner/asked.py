@@ -36,7 +36,7 @@ GAIN = 0.25  # share of the nats by which it becomes likelier that counts
 LEAST = -8.5  # a kind's score with an answer, for it to be asked for that
 SURE = -5.5  # below which it must lead
 LEAD = 1.0  # by so much over the next kind
-WELL = -4.0  # from which it asks well: so few others are sampled, and later answers that it fits less do without it
+WELL = -4.0  # from which it asks well: few others are sampled then, and later answers that it suits less have others
 GAINED = 1.0  # nats by which its plain question must become likelier
 
 
@@ -82,10 +82,10 @@ class Fit(NamedTuple):
     kind: Kind
     answer: str
 
-    @property
-    def well(self) -> bool:
-        """Whether it asks well."""
-        return self.score >= WELL
+
+def asks_well(score: float | None) -> bool:
+    """Whether a question of that score, if it is a usual one, asks well for its answer."""
+    return score is not None and score >= WELL
 
 
 def best_fits(fits: Iterable[Fit]) -> dict[str, Fit]:

@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from everlearn.learner import prompts
-from everlearn.learner.asked import Bank, Candidate, Fit, Kind, best_fits
+from everlearn.learner.asked import Bank, Candidate, Fit, Kind, asks_well, best_fits
 from everlearn.learner.judging import DROP, NEUTRAL, Criteria, Judge
 from everlearn.learner.practice import Practice, Record
 from everlearn.learner.references import Beside, Earlier, by_role, up_to_role
@@ -106,7 +106,7 @@ class Studied:
         usual = [question for question in fit.kind.ask if not given_away(self.answer, question)] if fit else []
         others = sorted(self.found, key=lambda line: -self.found[line])
         others = [line for line in distinct([*usual, *others]) if line not in usual]
-        most = min(FEW, keep) if fit and fit.well else keep
+        most = min(FEW, keep) if fit and asks_well(fit.score) else keep
         return dict.fromkeys(usual, fit and fit.score) | dict.fromkeys(others[:most])
 
 
@@ -230,7 +230,7 @@ class SelfStudyDreamer:
             if len(studied) == ANSWERS or any(part_of(answer, other.answer) for other in studied):
                 continue
             fit = self._bank.fitting(context, answer, [one for one in usual if not given_away(answer, one.kind.ask[0])])
-            starts = beginnings[: FEW if fit and fit.well else self.samples]
+            starts = beginnings[: FEW if fit and asks_well(fit.score) else self.samples]
             heads = [f"{context} -> {answer}: {start}" for start in starts]
             ends = practice.sample(heads, max_new_tokens=20, generator=generator, temperature=self.temperature)
             lines = [*questions, *(prompts.joined(start, end) for start, end in zip(starts, ends, strict=True))]
@@ -296,7 +296,7 @@ class SelfStudyDreamer:
     def _answers(self, context: str, practice: Prompt, guesses: Sequence[str], generator: torch.Generator) -> list[str]:
         """Return what may be new in ``context``, in its words, best first; nothing if the model finds no such.
 
-        Of the ``guesses`` and as many without a question, those that are most often made and, by ``NEWS``, least likely
+        Of the ``guesses`` and others without a question, those that are most often made and, by ``NEWS``, least likely
         without the passage: rare or complete phrases rather than common or clipped ones. What a question
         brought up counts twice; what was guessed only once is chance.
         """

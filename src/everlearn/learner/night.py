@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from everlearn.learner.asked import LEAD, WELL
+from everlearn.learner.asked import asks_well
 from everlearn.learner.dreams import Dream, Dreamer, Progress, alone
 from everlearn.learner.references import Earlier, references
 from everlearn.learner.store import MemoryStore, records
@@ -42,7 +42,8 @@ def dreamt(
     """Return the dreams of those of the night's observations that have any, and what these refer to.
 
     What refers to something that is not learned either is dreamt of by its name alone. A usual question that asks well
-    for an older answer has no other that it asks for less well: what it asks of is known.
+    for an older answer has no other that it does not ask well for: what it asks of is known. It has none when the older
+    one is forgotten either.
 
     Args:
         dreamer: who dreams.
@@ -65,16 +66,16 @@ def dreamt(
 
 
 def _not_taken(found: Sequence[list[Dream]], old: Sequence[Kept]) -> list[list[Dream]]:
-    """Return the dreams ``found`` without those whose question asks well for an ``old`` answer, and better for that."""
-    taken: dict[tuple[str, ...], Dream] = {}
-    for dream in (item.dream for item in old if item.dream.fit is not None and item.dream.fit >= WELL):
-        taken[tuple(words(dream.question))] = dream
+    """Return the dreams ``found`` without those whose question asks well for an ``old`` answer, and not for theirs."""
+    taken: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for dream in (item.dream for item in old if asks_well(item.dream.fit)):
+        taken.setdefault(tuple(words(dream.question)), set()).add(tuple(words(dream.answer)))
 
     def holds(dream: Dream) -> bool:
-        before = taken.get(tuple(words(dream.question)))
-        if before is None or dream.contrast or words(before.answer) == words(dream.answer):
+        answers = taken.get(tuple(words(dream.question)))
+        if answers is None or dream.contrast or tuple(words(dream.answer)) in answers:
             return True
-        return dream.fit is not None and dream.fit >= (before.fit or 0.0) - LEAD
+        return asks_well(dream.fit)
 
     return [[dream for dream in dreams if holds(dream)] for dreams in found]
 

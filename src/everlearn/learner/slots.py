@@ -61,10 +61,10 @@ class SlotConsolidator:
 
     For each passage the questions that are to be answered alike share the slot of the reply's first token: its key is
     their mean, whitened by the scatter of such questions (linear discriminant analysis) and seen by the metric that the
-    anchor learned of practice questions, and beside it the gist of what is replied. Every further token of a reply is a
-    slot of its own. A value is the smallest step, by Newton's method on the margin, that makes its token the likeliest
-    by ``MARGIN`` logits. The gate is fitted anew, between questions of one's own life and all others; near misses
-    become foils.
+    anchor learned of practice and usual questions, and beside it the gist of what is replied. Every further token of a
+    reply is a slot of its own. A value is the smallest step, by Newton's method on the margin, that makes its token the
+    likeliest by ``MARGIN`` logits. The gate is fitted anew, between questions of one's own life and all others; near
+    misses become foils.
 
     Args:
         split: the stacked model, cut below its memory.
@@ -74,7 +74,7 @@ class SlotConsolidator:
         level: name of the slow level.
         schedule: what the result must show.
         whiten: whether likeness is measured in whitened coordinates; False shows what they give.
-        metric: whether what was learned of practice questions is used beyond that; False shows what it gives.
+        metric: whether what was learned of practice and usual questions is used beyond that; False shows what it gives.
         words: whether the gist of what is told is part of a key; False shows what it gives.
     """
 

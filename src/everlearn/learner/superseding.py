@@ -246,4 +246,6 @@ def _taken(one: _Put, answer: str, own: Sequence[Dream]) -> Dream:
     given = (dream for dream in own if dream.answer and given_away(answer, dream.answer))
     as_there = next(given, Dream("", alone(answer), answer))
     beside = one.earlier.observation if one.earlier else None
-    return replace(one.item.dream, answer=as_there.answer, reply=as_there.reply, taken=one.item.id, beside=beside)
+    return replace(
+        one.item.dream, answer=as_there.answer, reply=as_there.reply, taken=one.item.id, beside=beside, fit=None
+    )
